@@ -1,0 +1,85 @@
+"""The chunk store: its contract and the values that cross it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from fastpull.cache.digest import ChunkId
+
+
+class Encoding(enum.IntEnum):
+    """How a chunk's bytes are stored and sent."""
+
+    RAW = 0
+    ZSTD = 1
+
+
+class StoredChunk(NamedTuple):
+    """A chunk as stored. ``size`` is the uncompressed length, ``data`` the stored bytes."""
+
+    encoding: Encoding
+    size: int
+    data: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    chunks: int
+    live_bytes: int  # records, headers included
+    file_bytes: int  # allocated on disk
+    quota_bytes: int
+
+
+class ChunkView(Protocol):
+    """A consistent look at the store. Buffers it returns die with it."""
+
+    def get(self, chunk: ChunkId) -> StoredChunk | None: ...
+
+
+class ChunkStore(Protocol):
+    """Content-addressed chunks. Every implementation passes ``tests/conformance``.
+
+    Methods block for microseconds (``view``, ``has``) or for disk writes (``put_many``, ``evict``,
+    ``drop``); call the latter from a thread. All are safe to call from several threads; several
+    processes may open one store.
+    """
+
+    def view(self) -> AbstractContextManager[ChunkView]:
+        """Open a view; never keep one, or a buffer out of one, across an ``await``."""
+        ...
+
+    def has(self, chunks: Sequence[ChunkId]) -> list[bool]: ...
+
+    def get(self, chunk: ChunkId) -> StoredChunk:
+        """Return a copy. Raise ``ChunkMissingError``, or ``ChunkCorruptError`` for an unreadable record."""
+        ...
+
+    def put_many(self, chunks: Iterable[tuple[ChunkId, StoredChunk]]) -> int:
+        """Keep all chunks, all or none after a crash; return the stored bytes that were new.
+
+        A chunk that is there already changes nothing but its last use. The caller vouches that ids
+        match. Raise ``StoreFullError`` when the bytes do not fit even after eviction.
+        """
+        ...
+
+    def touch(self, chunks: Iterable[ChunkId]) -> None:
+        """Mark as used now. May be batched and lost in a crash."""
+        ...
+
+    def drop(self, chunks: Iterable[ChunkId]) -> int:
+        """Remove chunks (damaged, or garbage); absent ones are fine. Return the bytes freed."""
+        ...
+
+    def evict(self, target_bytes: int, *, in_use: Callable[[ChunkId], bool]) -> int:
+        """Remove least recently used chunks until ``live_bytes <= target_bytes``; those for which
+        ``in_use`` is true go last. Return the bytes freed.
+        """
+        ...
+
+    def stats(self) -> StoreStats: ...
+
+    def close(self) -> None: ...
