@@ -36,6 +36,15 @@ class StoreFullError(CacheError):
     """The store can not take the bytes: its map, quota or disk is full. Reading goes on."""
 
 
+class RecordDamagedError(CacheError):
+    """A value in a table is not what was written. Dropping it is the caller's business."""
+
+    def __init__(self, table: str, key: str, reason: str) -> None:
+        super().__init__(f"the value of {key!r} in the table {table} is damaged: {reason}")
+        self.table = table
+        self.key = key
+
+
 class StoreVersionError(CacheError):
     """The files were written by a newer version; they are refused, never misread."""
 
