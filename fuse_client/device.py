@@ -1,0 +1,241 @@
+"""A chain's device: the virtual file into which the EROFS inodes point, made of chunks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from fastpull.cache.codec import decode
+from fastpull.cache.digest import ChunkId, Digest, chunk_id
+from fastpull.cache.errors import CacheError, ChunkCorruptError
+from fastpull.cache.store import ChunkStore, Encoding, StoredChunk
+from fastpull.fuse_client.errors import ProxyError
+from fastpull.fuse_client.fetch.fetcher import Fetcher, Waited
+from fastpull.fuse_client.fetch.queue import Want
+from fastpull.fuse_client.session.files import Buffers, DeviceReadError
+from fastpull.image.chunk_map import ChunkMap, Piece
+
+log = logging.getLogger(__name__)
+
+BLOCK = 4096
+LONGEST_READ = 1 << 20
+_ZEROS = memoryview(bytes(LONGEST_READ))
+
+# What is known of a chunk, one byte for each. The read path compares the byte with what it should be and
+# knows in 30 ns that there is nothing to do.
+_VERIFIED = 1  # its bytes in the store matched its id since the daemon started
+_IN_USE = 2  # used since the last ``take_used``
+_TOUCHED = 4  # used since the device was opened
+_SEEN = _VERIFIED | _IN_USE | _TOUCHED
+_NEVER = 255  # no state equals it: every read looks
+
+_DROP_IN_USE = bytes(value & ~_IN_USE for value in range(256))
+
+
+class Observer(Protocol):
+    """Learns what readers do: ``trace.Recorder``."""
+
+    def touched(self, index: int) -> None: ...
+
+    def waited(self, offset: int, length: int, waited: Waited) -> None: ...
+
+
+class _Unobserved:
+    def touched(self, index: int) -> None:
+        pass
+
+    def waited(self, offset: int, length: int, waited: Waited) -> None:
+        pass
+
+
+class ChainDevice:
+    """``DeviceFile`` over a chunk map, the node's store and the fetcher.
+
+    No byte leaves that was not verified against its chunk id: when it was fetched, and again at its first
+    read out of the store since the start (``verify="once"``) or at each (``"always"``; a hash of 64 KiB
+    takes 12 us). A damaged chunk is dropped and fetched anew. Between the chunks, and behind the last, are zeros.
+    """
+
+    def __init__(
+        self,
+        chain: Digest,
+        chunk_map: ChunkMap,
+        store: ChunkStore,
+        fetcher: Fetcher,
+        drop: Callable[[Sequence[ChunkId]], Awaitable[object]],
+        *,
+        verify_always: bool = False,
+        window_bytes: int = 512 * 1024,
+    ) -> None:
+        self.chain = chain
+        self.map = chunk_map
+        self.size = -(-chunk_map.device_bytes // BLOCK) * BLOCK  # what the session asks of every file
+        self.window_bytes = window_bytes
+        self.observer: Observer = _Unobserved()
+        self.reads = 0
+        self.misses = 0
+        self.damaged = 0
+        self._store = store
+        self._fetcher = fetcher
+        self._drop = drop
+        self._state = bytearray(len(chunk_map))
+        self._seen = _NEVER if verify_always else _SEEN
+
+    # -- reading -------------------------------------------------------------------------------------
+
+    def try_read(self, offset: int, length: int, reply: Callable[[Buffers], None]) -> bool:
+        state = self._state
+        seen = self._seen
+        at = offset
+        end = offset + length
+        buffers: list[bytes | memoryview] = []
+        with self._store.view() as view:
+            get = view.get
+            try:
+                for piece in self.map.pieces(offset, length):
+                    stored = get(piece.chunk_id)
+                    if stored is None:
+                        return False
+                    start = piece.device_offset
+                    data = stored[2] if state[piece.index] == seen else self._look(piece, stored)
+                    if start > at:
+                        buffers.append(_ZEROS[: start - at])
+                        at = start
+                    stop = start + piece.size
+                    if at == start and stop <= end:
+                        buffers.append(data)
+                        at = stop
+                    else:
+                        upto = min(stop, end)
+                        buffers.append(memoryview(data)[at - start : upto - start])
+                        at = upto
+            except CacheError:
+                return False  # ``read`` drops what is damaged and fetches it anew
+            if at < end:
+                buffers.append(_ZEROS[: end - at])
+            reply(buffers)
+        self.reads += 1
+        return True
+
+    async def read(self, offset: int, length: int) -> Buffers:
+        pieces = self.map.pieces(offset, length)
+        chunks, damaged = self._local(pieces)
+        if damaged:
+            self.damaged += len(damaged)
+            log.error("chain %s: %d damaged chunks in the node cache, fetched anew", self.chain, len(damaged))
+            await self._drop(damaged)
+        missing = [piece for piece in pieces if piece.chunk_id not in chunks]
+        if missing:
+            self.misses += 1
+            wants = [Want(piece.chunk_id, piece.size) for piece in missing]
+            try:
+                fetched, waited = await self._fetcher.get(self.chain, wants, self._window(missing))
+            except ProxyError as exc:
+                raise DeviceReadError(f"chain {self.chain}: {exc}", remedy=exc.remedy) from exc
+            for piece in missing:
+                chunks[piece.chunk_id] = fetched[piece.chunk_id]
+                self._touch(piece.index)
+            self.observer.waited(offset, length, waited)
+        self.reads += 1
+        return self._compose(offset, length, pieces, chunks)
+
+    def _local(self, pieces: Sequence[Piece]) -> tuple[dict[ChunkId, bytes], list[ChunkId]]:
+        """Copies of the chunks that the store has, and the ids of those that are damaged there."""
+        chunks: dict[ChunkId, bytes] = {}
+        damaged: list[ChunkId] = []
+        with self._store.view() as view:
+            for piece in pieces:
+                try:
+                    stored = view.get(piece.chunk_id)
+                    if stored is not None:
+                        chunks[piece.chunk_id] = bytes(self._look(piece, stored))
+                except CacheError:
+                    damaged.append(piece.chunk_id)
+        return chunks, damaged
+
+    def _compose(
+        self, offset: int, length: int, pieces: Sequence[Piece], chunks: dict[ChunkId, bytes]
+    ) -> list[bytes | memoryview]:
+        at = offset
+        end = offset + length
+        buffers: list[bytes | memoryview] = []
+        for piece in pieces:
+            data = chunks[piece.chunk_id]
+            if len(data) != piece.size:
+                raise DeviceReadError(
+                    f"chain {self.chain}: chunk {piece.chunk_id.hex()[:12]} has {len(data)} bytes, "
+                    f"the chunk map says {piece.size}",
+                    remedy="the chunk map is damaged: unmount and mount the chain again",
+                )
+            if piece.device_offset > at:
+                buffers.append(_ZEROS[: piece.device_offset - at])
+                at = piece.device_offset
+            upto = min(piece.device_offset + piece.size, end)
+            buffers.append(memoryview(data)[at - piece.device_offset : upto - piece.device_offset])
+            at = upto
+        if at < end:
+            buffers.append(_ZEROS[: end - at])
+        return buffers
+
+    def _look(self, piece: Piece, stored: StoredChunk) -> bytes | memoryview:
+        """The content, verified unless that was done before. Raise ``ChunkCorruptError``."""
+        data = stored.data
+        if stored.encoding is not Encoding.RAW:  # another version of the node stored it
+            data = decode(stored, piece.chunk_id, verify=True)
+        elif self._seen == _NEVER or not self._state[piece.index] & _VERIFIED:
+            if chunk_id(data) != piece.chunk_id:
+                raise ChunkCorruptError(piece.chunk_id, "its bytes in the node cache are not its own")
+            if len(data) == piece.size:
+                self._state[piece.index] |= _VERIFIED
+        if len(data) != piece.size:
+            raise ChunkCorruptError(piece.chunk_id, f"it has {len(data)} bytes, the chunk map says {piece.size}")
+        self._touch(piece.index)
+        return data
+
+    def _touch(self, index: int) -> None:
+        state = self._state[index]
+        if not state & _TOUCHED:
+            self.observer.touched(index)
+        self._state[index] = state | _IN_USE | _TOUCHED
+
+    def _window(self, missing: Sequence[Piece]) -> Iterator[Want]:
+        """Absent neighbours in device order, where neighbours are files of one directory: three quarters of
+        the window behind the miss, the nearest first, then one before it.
+        """
+        after = self._neighbours(range(missing[-1].index + 1, len(self.map)), self.window_bytes * 3 // 4)
+        before = self._neighbours(range(missing[0].index - 1, -1, -1), self.window_bytes // 4)
+        wants = [*after, *before]
+        there = self._store.has([want.chunk for want in wants])
+        return (want for want, local in zip(wants, there, strict=True) if not local)
+
+    def _neighbours(self, indexes: Iterable[int], budget: int) -> Iterator[Want]:
+        for index in indexes:
+            budget -= (size := self.map.size_at(index))
+            if budget < 0:
+                return
+            yield Want(self.map.id_at(index), size)
+
+    # -- what others ask -----------------------------------------------------------------------------
+
+    def take_used(self) -> list[ChunkId]:
+        """Chunks used since the last call, for the store's order of eviction."""
+        used = [self.map.id_at(index) for index, state in enumerate(self._state) if state & _IN_USE]
+        self._state[:] = self._state.translate(_DROP_IN_USE)
+        return used
+
+    def needs(self, chunk: ChunkId) -> bool:
+        """Whether a reader of this device has used the chunk: it is evicted last."""
+        index = self.map.index_of(chunk)
+        return index is not None and bool(self._state[index] & _TOUCHED)
+
+    def local(self) -> tuple[int, int]:
+        """How many chunks, and bytes of them, are in the store. Takes a microsecond for each chunk of the chain."""
+        chunks = size = 0
+        for first in range(0, len(self.map), 4096):
+            block = range(first, min(first + 4096, len(self.map)))
+            for index, there in zip(block, self._store.has([self.map.id_at(i) for i in block]), strict=True):
+                if there:
+                    chunks += 1
+                    size += self.map.size_at(index)
+        return chunks, size

@@ -1,0 +1,128 @@
+"""Fetches ahead of the readers: first what earlier starts needed, then, if wanted, all the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+
+from fastpull.cache.digest import CHUNK_ID_BYTES, ChunkId, Digest
+from fastpull.cache.store import ChunkStore
+from fastpull.cache.tasks import Tasks
+from fastpull.cache.wire import Plan
+from fastpull.config.node import PrefetchSettings
+from fastpull.fuse_client.device import ChainDevice
+from fastpull.fuse_client.errors import ProxyError
+from fastpull.fuse_client.fetch.backoff import backoff
+from fastpull.fuse_client.fetch.client import ProxyClient
+from fastpull.fuse_client.fetch.fetcher import Fetcher
+from fastpull.fuse_client.fetch.queue import Lane, Want
+from fastpull.image.chunk_map import ChunkMap
+
+log = logging.getLogger(__name__)
+
+PLAN_ATTEMPTS = 8
+SLICE_CHUNKS = 256  # looked up in the store and handed to the scheduler at a time
+
+
+def plan_indexes(plan: Plan, pieces: ChunkMap) -> array[int]:
+    """The plan's chunks that this chain has, each once, in the plan's order. Whatever else it holds is left out."""
+    order = array("I")
+    known = bytearray(len(pieces))
+    for text in plan.chunks:
+        try:
+            chunk = ChunkId(bytes.fromhex(text))
+        except ValueError:
+            continue
+        index = pieces.index_of(chunk) if len(chunk) == CHUNK_ID_BYTES else None
+        if index is not None and not known[index]:
+            known[index] = 1
+            order.append(index)
+    return order
+
+
+class Prefetcher:
+    """Runs one task for each mounted chain, from its mount to its end or its unmount."""
+
+    def __init__(
+        self,
+        client: ProxyClient,
+        fetcher: Fetcher,
+        store: ChunkStore,
+        settings: PrefetchSettings,
+        tasks: Tasks,
+        *,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._client = client
+        self._fetcher = fetcher
+        self._store = store
+        self._settings = settings
+        self._tasks = tasks
+        self._uniform = uniform
+        self._running: dict[Digest, asyncio.Task[None]] = {}
+        self.planned: dict[Digest, int] = {}  # chunks of the plan, for the status
+
+    def start(self, device: ChainDevice) -> None:
+        if self._settings.enabled and device.chain not in self._running:
+            task = self._tasks.spawn(self._run(device), name=f"prefetch {device.chain}")
+            self._running[device.chain] = task
+
+    def stop(self, chain: Digest) -> None:
+        """End the prefetch of a chain. What is on the wire still arrives."""
+        task = self._running.pop(chain, None)
+        if task is not None:
+            task.cancel()
+        self.planned.pop(chain, None)
+        self._fetcher.release(chain)
+
+    async def _run(self, device: ChainDevice) -> None:
+        if self._settings.jitter_seconds > 0:
+            # Many nodes that start the same pod at one moment should not ask in one moment.
+            await asyncio.sleep(self._uniform(0.0, self._settings.jitter_seconds))
+        plan = await self._plan(device.chain)
+        if plan is not None:
+            order = await asyncio.to_thread(plan_indexes, plan, device.map)
+            self.planned[device.chain] = len(order)
+            log.info("chain %s: a plan of %d chunks from %d starts", device.chain, len(order), plan.starts)
+            if order:
+                # The plan knows better than the neighbourhood what this start needs.
+                device.window_bytes //= 4
+                await self._fetch(device, Lane.PLAN, order)
+        if self._settings.backfill:
+            await self._fetch(device, Lane.BACKFILL, range(len(device.map)), self._settings.max_bytes_per_second)
+            log.info("chain %s: everything is asked for", device.chain)
+
+    async def _plan(self, chain: Digest) -> Plan | None:
+        for attempt in range(1, PLAN_ATTEMPTS + 1):
+            try:
+                return await self._client.plan(chain)
+            except ProxyError as exc:
+                log.info("chain %s: no plan yet: %s", chain, exc)
+                await asyncio.sleep(backoff(attempt))
+        return None
+
+    async def _fetch(self, device: ChainDevice, lane: Lane, indexes: Iterable[int], bytes_per_second: int = 0) -> None:
+        begun = time.monotonic()
+        sent = 0
+        for wants in _slices(device.map, indexes):
+            there = self._store.has([want.chunk for want in wants])
+            absent = [want for want, local in zip(wants, there, strict=True) if not local]
+            await self._fetcher.prefetch(device.chain, lane, absent)
+            sent += sum(want.size for want in absent)
+            if bytes_per_second:
+                await asyncio.sleep(max(0.0, begun + sent / bytes_per_second - time.monotonic()))
+
+
+def _slices(pieces: ChunkMap, indexes: Iterable[int]) -> Iterator[list[Want]]:
+    wants: list[Want] = []
+    for index in indexes:
+        wants.append(Want(pieces.id_at(index), pieces.size_at(index)))
+        if len(wants) == SLICE_CHUNKS:
+            yield wants
+            wants = []
+    if wants:
+        yield wants
