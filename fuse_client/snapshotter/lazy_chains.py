@@ -1,0 +1,106 @@
+"""Chains as the snapshotter uses them, on the daemon's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+from fastpull.cache.digest import Digest
+from fastpull.cache.tasks import Tasks
+from fastpull.cache.wire import ChainState
+
+log = logging.getLogger(__name__)
+
+# A chain is mounted early when its image has been pulled. Which layer is an image's last one nobody tells
+# us (the cri.* labels are off by default), but the next layer's Prepare follows within milliseconds
+# (List, Stat, one transaction of containerd). Mounting each prefix of a 100-layer image instead would
+# fetch 100 bootstraps for nothing.
+QUIET_SECONDS = 0.3
+
+
+class Chains(Protocol):
+    """``fastpull.fuse_client.chains.Chains``."""
+
+    async def state(self, chain_id: Digest, wait_seconds: float) -> ChainState: ...
+
+    async def mount(self, chain_id: Digest) -> Path:
+        """Idempotent; the read-only merged root of the whole chain."""
+        ...
+
+    async def unmount(self, chain_id: Digest) -> None: ...
+
+    def path_of(self, chain_id: Digest) -> Path: ...
+
+    def mounted(self) -> Mapping[Digest, Path]: ...
+
+
+class LazyChains:
+    """Mounts and unmounts of one chain exclude each other, so that a chain that is released and wanted again
+    at the same moment ends up mounted.
+
+    All methods run on the loop. A failed early mount is logged only: the container's own Prepare tries again.
+    """
+
+    def __init__(self, chains: Chains, *, quiet_seconds: float = QUIET_SECONDS) -> None:
+        self._chains = chains
+        self._quiet_seconds = quiet_seconds
+        self._locks: dict[Digest, tuple[asyncio.Lock, int]] = {}
+        self._expected: dict[Digest, asyncio.TimerHandle] = {}
+        self._tasks = Tasks()
+
+    async def state(self, chain: Digest, wait_seconds: float) -> ChainState:
+        return await self._chains.state(chain, wait_seconds)
+
+    async def mount(self, chain: Digest) -> Path:
+        self.no_longer_expect(chain)
+        async with self._alone(chain):
+            return await self._chains.mount(chain)
+
+    async def release(self, chain: Digest, is_released: Callable[[], bool]) -> bool:
+        """Unmount the chain if, with nobody mounting it, it is still released. Whether it was."""
+        async with self._alone(chain):
+            if not is_released():
+                return False
+            self.no_longer_expect(chain)
+            await self._chains.unmount(chain)
+            return True
+
+    def path_of(self, chain: Digest) -> Path:
+        return self._chains.path_of(chain)
+
+    def expect(self, chain: Digest, *, now: bool) -> None:
+        """A layer was placed: mount its chain soon, unless a layer above follows."""
+        self.no_longer_expect(chain)
+        delay = 0.0 if now else self._quiet_seconds
+        self._expected[chain] = asyncio.get_running_loop().call_later(delay, self._mount_early, chain)
+
+    def no_longer_expect(self, chain: Digest) -> None:
+        if (timer := self._expected.pop(chain, None)) is not None:
+            timer.cancel()
+
+    async def aclose(self) -> None:
+        for chain in list(self._expected):
+            self.no_longer_expect(chain)
+        await self._tasks.aclose()
+
+    def _mount_early(self, chain: Digest) -> None:
+        del self._expected[chain]
+        _ = self._tasks.spawn(self.mount(chain), name=f"mount of {chain}")
+
+    @asynccontextmanager
+    async def _alone(self, chain: Digest) -> AsyncIterator[None]:
+        lock, users = self._locks.get(chain, (asyncio.Lock(), 0))
+        self._locks[chain] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks[chain]
+            if users > 1:
+                self._locks[chain] = lock, users - 1
+            else:
+                del self._locks[chain]
