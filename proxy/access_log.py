@@ -1,0 +1,33 @@
+"""One JSON line for each request. Never a header, never a query value that could be a secret."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+from aiohttp.abc import AbstractAccessLogger
+from aiohttp.web import BaseRequest, StreamResponse
+
+
+class JsonAccessLogger(AbstractAccessLogger):
+    """``{"time", "remote", "method", "path", "ns", "status", "bytes", "seconds", "agent"}``."""
+
+    def log(self, request: BaseRequest, response: StreamResponse, time: float) -> None:
+        self.logger.info("%s", line(request, response, time).decode())
+
+
+def line(request: BaseRequest, response: StreamResponse, seconds: float) -> bytes:
+    return msgspec.json.encode(
+        {
+            "time": round(time.time() - seconds, 3),
+            "remote": request.remote or "",
+            "method": request.method,
+            "path": request.path,
+            "ns": request.query.get("ns", ""),
+            "range": request.headers.get("Range", ""),
+            "status": response.status,
+            "bytes": response.body_length,
+            "seconds": round(seconds, 6),
+            "agent": request.headers.get("User-Agent", "")[:200],
+        }
+    )
