@@ -7,8 +7,9 @@ same way, because a layer's own directory decides where an entry lands:
 - Symlinks in an entry's parents are followed inside *this layer only* (``fs.RootPath``). Where ``a`` is a
   symlink of a lower layer, the entry ``a/b`` makes a real directory ``a`` that hides the symlink.
 - Parents that no entry made get the owner, mode and xattrs of the topmost lower layer that has the path
-  (``mkparent``), else 0755 root:root. Their mtime is the moment of unpacking in containerd; here, so that
-  the result is reproducible, it is that of the lower directory, else that of the entry that needed them.
+  (``mkparent``), else 0755 root:root, or the group of a set-group-id parent. Their mtime is the moment of
+  unpacking in containerd; here, so that the result is reproducible, it is that of the lower directory, else
+  that of the entry that needed them.
 - An existing name is removed first, unless old and new are directories: then only the metadata changes.
 - A hardlink's own owner, mode, mtime and xattrs are applied to the shared inode; the chown in between drops
   ``security.capability``, as the kernel does.
@@ -25,15 +26,17 @@ layer shares that file's inode, a whiteout after its own layer's entry of that n
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Sequence
 
-from fastpull.image.errors import LayerFormatError
+from fastpull.image.errors import LayerFormatError, LimitExceededError
 from fastpull.image.layer_index import Entry, EntryType
 from fastpull.image.node import Node, Xattrs
 
 _MAX_NAME = 255
 _MAX_TARGET = 4095
 _MAX_LINKS = 255  # symlinks followed in one path; continuity/fs/path.go
+_MAX_SWEEP_STEPS = 10**7  # about 2 s
 _MAX_TIME_NS = 2**63 - 1
 _MAX_ID = 2**32 - 1
 _ACL_ACCESS = b"system.posix_acl_access"
@@ -51,9 +54,12 @@ class UpperDirectory:
         # Path as entries spell it → its directory. Valid until a directory or symlink is removed.
         self._directories: dict[bytes, Node] = {b"": self.root}
         self._directory_times: list[tuple[bytes, int]] = []
+        self._implied_nodes: set[Node] = set()  # lowest layer: directories without an entry of their own
+        self._sweep_steps = 0
 
     def apply(self, entries: Iterable[Entry]) -> None:
-        """Unpack ``entries`` in order. Raise ``LayerFormatError`` for what no file system can hold."""
+        """Unpack ``entries`` in order. Raise ``LayerFormatError`` for what no file system can hold,
+        ``LimitExceededError`` for what takes for ever."""
         for entry in entries:
             self._apply(entry)
         for path, mtime_ns in self._directory_times:
@@ -64,8 +70,7 @@ class UpperDirectory:
     def _apply(self, entry: Entry) -> None:
         _check(entry)
         if entry.type is EntryType.OPAQUE:
-            # The lowest layer has nothing to hide; overlayfs heeds no mark on the root itself.
-            self._directory(entry.path, entry).opaque = True
+            self._make_opaque(self._directory(entry.path, entry))
             return
         parent_path, _, name = entry.path.rpartition(b"/")
         if len(name) < 3 or len(name) > _MAX_NAME:
@@ -82,12 +87,30 @@ class UpperDirectory:
             elif existing is None:
                 parent.children[name] = Node(EntryType.WHITEOUT, 0, 0, 0, 0)
         elif entry.type is EntryType.DIRECTORY and existing is not None and existing.type is EntryType.DIRECTORY:
+            self._implied_nodes.discard(existing)
             existing.mode, existing.uid, existing.gid = entry.mode & 0o7777, entry.uid, entry.gid
             existing.xattrs = _merged(existing.xattrs, _settable(entry.xattrs, EntryType.DIRECTORY))
             self._directory_times.append((entry.path, _bounded(entry.mtime_ns)))
         else:
             self._remove(parent, name)
             parent.children[name] = self._created(entry)
+
+    def _make_opaque(self, directory: Node) -> None:
+        if self._lowers:
+            directory.opaque = True  # on the root it has no effect, as in overlayfs
+            return
+        # The lowest layer is unpacked in place: what no entry of it has made so far is removed.
+        pending = [directory] if self._implied_nodes else []
+        while pending:
+            parent = pending.pop()
+            self._sweep_steps += len(parent.children)
+            if self._sweep_steps > _MAX_SWEEP_STEPS:
+                raise LimitExceededError(f"opaque marks over more than {_MAX_SWEEP_STEPS} names")
+            for name, node in list(parent.children.items()):
+                if node in self._implied_nodes:
+                    self._remove(parent, name)
+                elif node.type is EntryType.DIRECTORY:
+                    pending.append(node)
 
     def _created(self, entry: Entry) -> Node:
         type_ = entry.type
@@ -128,7 +151,7 @@ class UpperDirectory:
         for depth, name in enumerate(names, 1):
             child = node.children.get(name)
             if child is None:
-                child = node.children[_checked_name(name)] = self._implied(names[:depth], entry)
+                child = node.children[_checked_name(name)] = self._implied(names[:depth], node, entry)
             elif child.type is not EntryType.DIRECTORY:
                 at = b"/".join(names[:depth])
                 raise LayerFormatError(f"{entry.path!r} needs the directory {at!r}, which is something else")
@@ -136,7 +159,7 @@ class UpperDirectory:
         self._directories[path] = node
         return node
 
-    def _implied(self, names: list[bytes], entry: Entry) -> Node:
+    def _implied(self, names: list[bytes], parent: Node, entry: Entry) -> Node:
         for lower in self._lowers:
             found = _follow(lower.root, b"/".join(names))
             if found is not None:
@@ -145,7 +168,11 @@ class UpperDirectory:
                 return Node(
                     EntryType.DIRECTORY, found.mode, found.uid, found.gid, found.mtime_ns, found.xattrs
                 )  # fmt: skip
-        return Node(EntryType.DIRECTORY, 0o755, 0, 0, _bounded(entry.mtime_ns))
+        gid = parent.gid if parent.mode & stat.S_ISGID else 0  # mkdir(2) inherits it
+        node = Node(EntryType.DIRECTORY, 0o755, 0, gid, _bounded(entry.mtime_ns))
+        if not self._lowers:
+            self._implied_nodes.add(node)
+        return node
 
     def _follow(self, path: bytes) -> Node | None:
         return self._directories.get(path) or _follow(self.root, path)
