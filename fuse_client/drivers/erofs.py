@@ -6,6 +6,7 @@ goes through FUSE to the session.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
@@ -18,7 +19,10 @@ from fastpull.fuse_client.drivers.probe import KernelFeatures
 
 log = logging.getLogger(__name__)
 
-_READAHEAD_KIB = 4096
+
+# What the kernel reads ahead, and around a page fault. Sequential reads with everything local: 2.6 GB/s with the
+# kernel's 128, 3.8 with 512, 4.1 with 4096; but a page fault that is not local would have to fetch as much.
+_READAHEAD_KIB = 512
 _BDI = Path("/sys/class/bdi")
 
 
@@ -31,6 +35,7 @@ class ErofsDriver:
             raise DriverError(f"EROFS can not be used: {features.erofs_problem}", remedy='set driver = "fuse"')
         self._file_backed = features.erofs_file_backed
         self._options = "directio" if features.erofs_directio else ""
+        self._one_at_a_time = asyncio.Lock()  # see _set_readahead
 
     async def mount(self, bootstrap: Path, device: Path, target: Path) -> None:
         """Mount the tree of ``bootstrap``, whose file content lies in ``device``, on the directory ``target``.
@@ -38,11 +43,13 @@ class ErofsDriver:
         The session must serve ``device``, and the event loop must run meanwhile. Read-only, with setuid files
         and device nodes, as a container's root file system needs. Raise ``MountError``; nothing is mounted then.
         """
-        if self._file_backed:
-            await mounting.mount_erofs_file(bootstrap, device, target, self._options)
-        else:
-            await mounting.mount_erofs_loop(bootstrap, device, target)
-        _set_readahead(target)
+        async with self._one_at_a_time:
+            before = _backing_devices()
+            if self._file_backed:
+                await mounting.mount_erofs_file(bootstrap, device, target, self._options)
+            else:
+                await mounting.mount_erofs_loop(bootstrap, device, target)
+            _set_readahead(_backing_devices() - before, target)
 
     async def unmount(self, target: Path, *, lazy: bool = False) -> None:
         """Unmount all that lies on ``target``; nothing there is fine.
@@ -62,10 +69,15 @@ class ErofsDriver:
         return [mount for mount in mounts_below(root) if mount.fstype == "erofs"]
 
 
-def _set_readahead(target: Path) -> None:
-    """The kernel's 128 KiB would make requests of 128 KiB; a fetch or a copy of 1 MiB costs hardly more."""
-    mounted = mounts_at(target)
-    if not mounted:
-        return
+def _backing_devices() -> set[str]:
+    """The readahead settings of EROFS mounts from files. Nothing tells which belongs to which mount."""
+    return {path.name for path in _BDI.glob("erofs-*")}
+
+
+def _set_readahead(new: set[str], target: Path) -> None:
+    if not new and (mounted := mounts_at(target)):
+        new = {mounted[-1].device}  # from loop devices: the one that holds the bootstrap
+    if len(new) != 1:
+        return  # somebody else mounted EROFS at the same moment: better slow than theirs
     with contextlib.suppress(OSError):
-        (_BDI / mounted[-1].device / "read_ahead_kb").write_text(str(_READAHEAD_KIB))
+        (_BDI / new.pop() / "read_ahead_kb").write_text(str(_READAHEAD_KIB))

@@ -51,7 +51,6 @@ class OpenFlag(enum.IntFlag):
     """``FOPEN_*`` flags of an answer to OPEN."""
 
     DIRECT_IO = 1 << 0  # past the page cache
-    KEEP_CACHE = 1 << 1  # do not drop cached pages at open
 
 
 _WANTED = (

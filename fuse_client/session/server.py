@@ -50,6 +50,10 @@ _BATCH = 16  # requests per turn of the event loop: at most 16 MiB of answers, s
 _REPORT_SECONDS = 10.0  # at most one log line about failed reads in this time
 _ATTR_VALID_SECONDS = 3600
 
+# Past the FUSE file's page cache: the pages of EROFS on top of it are the cache. 2.5 GB/s against 0.6 GB/s with
+# KEEP_CACHE; equal to EROFS's own option `directio`, but also there on kernels before that, and for loop devices.
+_OPEN_FLAGS = answers.OpenFlag.DIRECT_IO
+
 
 class SessionStats(msgspec.Struct):
     """Counters since the session began."""
@@ -284,7 +288,7 @@ class FuseSession:
         elif self._directory.get(request.node) is None:
             self._unknown(request, errno.ESTALE)
         else:
-            self._send(request, answers.open_body(answers.OpenFlag.KEEP_CACHE))
+            self._send(request, answers.open_body(_OPEN_FLAGS))
 
     def _opendir(self, request: OpenDir) -> None:
         self._send(request, answers.open_body(answers.OpenFlag(0)))
