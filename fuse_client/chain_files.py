@@ -112,22 +112,12 @@ class ChainFiles:
         directory.mkdir(parents=True, exist_ok=True)
         partial = directory / f".{name}.partial"
         try:
-            hasher = hashlib.sha256()
-            written = 0
             with partial.open("wb") as file:
-                for block in _blocks(raw, encoding):
-                    written += len(block)
-                    if written > size:
-                        raise ChainDamagedError(chain, f"its {name} has more than the {size} bytes that were promised")
-                    hasher.update(block)
+                for block in unpack(chain, name, encoding, raw, digest, size):
                     file.write(block)
-                if f"sha256:{hasher.hexdigest()}" != digest:
-                    raise ChainDamagedError(chain, f"its {name} does not have the digest that was promised")
                 file.flush()
                 os.fsync(file.fileno())
             partial.rename(directory / name)
-        except zstandard.ZstdError as exc:
-            raise ChainDamagedError(chain, f"its {name} can not be unpacked: {exc}") from exc
         finally:
             partial.unlink(missing_ok=True)
 
@@ -150,6 +140,26 @@ class ChainFiles:
         with contextlib.suppress(FileNotFoundError):
             (directory / ROOTFS).rmdir()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def unpack(chain: Digest, name: str, encoding: str, raw: bytes, digest: str, size: int) -> Iterator[bytes]:
+    """The content of an artifact as the proxy sent it, piece by piece. Use none before all have come.
+
+    Raise ``ChainDamagedError`` for more than ``size`` bytes, or another digest.
+    """
+    hasher = hashlib.sha256()
+    written = 0
+    try:
+        for block in _blocks(raw, encoding):
+            written += len(block)
+            if written > size:
+                raise ChainDamagedError(chain, f"its {name} has more than the {size} bytes that were promised")
+            hasher.update(block)
+            yield block
+    except zstandard.ZstdError as exc:
+        raise ChainDamagedError(chain, f"its {name} can not be unpacked: {exc}") from exc
+    if f"sha256:{hasher.hexdigest()}" != digest:
+        raise ChainDamagedError(chain, f"its {name} does not have the digest that was promised")
 
 
 def _blocks(raw: bytes, encoding: str) -> Iterator[bytes]:

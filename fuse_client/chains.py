@@ -132,6 +132,11 @@ class Chains:
         record = self._files.record(chain_id)
         return record.users if record else ()
 
+    def record_state(self, chain_id: Digest) -> ChainState | None:
+        """What the proxy said of a chain that is on this node."""
+        record = self._files.record(chain_id)
+        return record.state if record else None
+
     # -- mounting ------------------------------------------------------------------------------------
 
     async def mount(self, chain_id: Digest, user: str = CONTAINERD) -> Path:
@@ -148,11 +153,11 @@ class Chains:
                 opened = await self._open_or_fetch(chain_id)
                 record = opened.record
                 self._add_device(chain_id, opened.map)
-            await self._set_users(chain_id, record, {*record.users, user})
+            record = await self._set_users(chain_id, record, {*record.users, user})
             try:
                 await self._mount_device(chain_id)
             except ChainMountError:
-                await self._set_users(chain_id, record, set(record.users) - {user})
+                record = await self._set_users(chain_id, record, set(record.users) - {user})
                 if not record.users:
                     self._forget_device(chain_id)
                 raise
@@ -323,10 +328,12 @@ class Chains:
         if self._devices.pop(chain, None) is not None:
             self._session.remove(chain.hex)
 
-    async def _set_users(self, chain: Digest, record: Record, users: set[str]) -> None:
-        if set(record.users) != users:
-            changed = Record(state=record.state, users=tuple(sorted(users)))
-            await asyncio.to_thread(self._files.write_record, chain, changed)
+    async def _set_users(self, chain: Digest, record: Record, users: set[str]) -> Record:
+        if set(record.users) == users:
+            return record
+        changed = Record(state=record.state, users=tuple(sorted(users)))
+        await asyncio.to_thread(self._files.write_record, chain, changed)
+        return changed
 
     @asynccontextmanager
     async def _alone(self, chain: Digest) -> AsyncIterator[None]:

@@ -39,6 +39,7 @@ class ProxyAnswerError(ProxyError):
         super().__init__(f"{url} answered {status}: {message}", remedy=remedy)
         self.url = url
         self.status = status
+        self.message = message
 
 
 class ProxyProtocolError(ProxyError):

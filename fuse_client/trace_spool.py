@@ -25,7 +25,7 @@ RETRY_SECONDS = 30.0
 class TraceSpool:
     """Keeps traces in ``directory`` (one JSON file each, named by time) and sends them, oldest first.
 
-    A trace that the proxy refuses for good is dropped: it is a hint, never worth a second thought.
+    A trace that the proxy refuses (of a chain that it has forgotten) is dropped.
     """
 
     def __init__(self, directory: Path, send: Callable[[Trace], Awaitable[None]], tasks: Tasks) -> None:
@@ -83,7 +83,7 @@ class TraceSpool:
         except (OSError, msgspec.DecodeError) as exc:
             log.warning("%s is no trace: %s", file, exc)
         except ProxyAnswerError as exc:
-            if exc.status >= 500 or exc.status in (404, 405, 408, 429):
-                raise  # a proxy that learns nothing yet, or has too much to do
+            if exc.status >= 500 or exc.status in (408, 429):
+                raise
             log.warning("the proxy refuses a trace: %s", exc)
         file.unlink(missing_ok=True)

@@ -1,0 +1,159 @@
+"""The daemon's own API on ``RUN_DIR/control.sock`` (mode 0600): what ``fastpull-node`` says to it.
+
+    GET  /status?local=1    ``NodeStatus``; local=1 counts what is in the node cache
+    POST /mount             ``MountRequest`` → ``MountAnswer``: mount a chain for a user
+    POST /release           ``ReleaseRequest``: that user needs it no longer
+    POST /stop              ``StopRequest``: end the daemon
+    GET  /metrics           Prometheus
+
+Errors are ``ErrorBody`` with a status of 400 and above.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+from fastpull.cache.digest import Digest
+from fastpull.cache.errors import MalformedDigestError
+from fastpull.cache.wire import ErrorBody
+from fastpull.fuse_client.control_messages import (
+    SOCKET_NAME,
+    MountAnswer,
+    MountRequest,
+    ReleaseRequest,
+    StopRequest,
+)
+from fastpull.fuse_client.errors import ChainInUseError, ChainMountError, ChainUnknownError, NodeError, ProxyError
+from fastpull.fuse_client.metrics import Metrics, NodeCollector
+from fastpull.fuse_client.node import Node
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 64 * 1024
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Control:
+    """Answers ``fastpull-node``. ``unmount_at_end`` says how the daemon was asked to end."""
+
+    def __init__(self, node: Node, stop: Callable[[], None]) -> None:
+        self.unmount_at_end = False
+        self._node = node
+        self._stop = stop
+        self._metrics = metrics_of(node)
+
+    @contextlib.asynccontextmanager
+    async def listen(self, run_dir: Path) -> AsyncIterator[Path]:
+        """Serve until the block ends. The caller holds the lock of ``run_dir``."""
+        app = web.Application(middlewares=[_answered], client_max_size=MAX_BODY_BYTES)
+        app.add_routes(
+            [
+                web.get("/status", self._status),
+                web.post("/mount", self._mount),
+                web.post("/release", self._release),
+                web.post("/stop", self._stopping),
+                web.get("/metrics", self._metrics_text),
+            ]
+        )
+        path = run_dir / SOCKET_NAME
+        path.unlink(missing_ok=True)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
+        await runner.setup()
+        try:
+            await web.UnixSite(runner, str(path)).start()
+            path.chmod(0o600)
+            yield path
+        finally:
+            await runner.cleanup()
+            path.unlink(missing_ok=True)
+
+    async def _status(self, request: web.Request) -> web.Response:
+        local = await self._node.count_local() if request.query.get("local") == "1" else []
+        return _json(self._node.status(local=local))
+
+    async def _mount(self, request: web.Request) -> web.Response:
+        wanted = await _body(request, MountRequest)
+        path = await self._node.chains.mount(Digest.parse(wanted.chain_id), wanted.user)
+        return _json(MountAnswer(path=str(path)))
+
+    async def _release(self, request: web.Request) -> web.Response:
+        released = await _body(request, ReleaseRequest)
+        await self._node.chains.unmount(Digest.parse(released.chain_id), released.user)
+        return web.Response(status=204)
+
+    async def _stopping(self, request: web.Request) -> web.Response:
+        wanted = await _body(request, StopRequest)
+        if not wanted.keep_mounts:
+            await self._node.unmount_all(force=wanted.force)
+            self.unmount_at_end = True
+        self._stop()
+        return web.Response(status=204)
+
+    async def _metrics_text(self, _request: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+
+@contextlib.asynccontextmanager
+async def metrics_listener(node: Node, address: str, port: int) -> AsyncIterator[None]:
+    """``/metrics`` and ``/healthz`` on TCP, for Prometheus and probes. Nothing there changes anything."""
+    metrics = metrics_of(node)
+
+    async def text(_request: web.Request) -> web.Response:
+        return web.Response(body=metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", text), web.get("/healthz", healthz)])
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, address, port).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def metrics_of(node: Node) -> Metrics:
+    return Metrics(NodeCollector(node.fetcher.counters, node.status))
+
+
+@web.middleware
+async def _answered(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except ChainUnknownError as exc:
+        return _error(404, exc)
+    except (ChainInUseError, ChainMountError) as exc:
+        return _error(409, exc)
+    except ProxyError as exc:
+        return _error(502, exc)
+    except (msgspec.DecodeError, MalformedDigestError) as exc:
+        return _error(400, exc)
+    except NodeError as exc:
+        return _error(500, exc)
+
+
+async def _body(request: web.Request, kind: type[T]) -> T:
+    return msgspec.json.decode(await request.read(), type=kind)
+
+
+def _json(message: msgspec.Struct) -> web.Response:
+    return web.Response(body=msgspec.json.encode(message), content_type="application/json")
+
+
+def _error(status: int, exc: Exception) -> web.Response:
+    log.warning("%s", exc)
+    body = ErrorBody(error=str(exc), remedy=getattr(exc, "remedy", ""))
+    return web.Response(status=status, body=msgspec.json.encode(body), content_type="application/json")
