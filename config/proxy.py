@@ -68,10 +68,13 @@ class MirrorSettings(Settings, frozen=True, kw_only=True):
     negative_ttl_seconds: float = 5.0
     listing_ttl_seconds: float = 30.0
     connect_timeout_seconds: float = 10.0
-    read_timeout_seconds: float = 30.0
+    read_timeout_seconds: float = 30.0  # without a byte from upstream; then the transfer is resumed
+    answer_timeout_seconds: float = 20.0  # until upstream's headers; containerd 2.3 gives up on ours after 30
     range_bytes: ByteSize = ByteSize(8 * MiB)  # size of one parallel upstream range
     holdback_bytes: ByteSize = ByteSize(64 * 1024)  # kept from readers until the digest is right
     linger_seconds: float = 30.0  # an abandoned fill goes on this long
+    mismatch_seconds: float = 60.0  # a blob that came wrong is answered with 503 for so long
+    resume_attempts: int = 5  # for a broken transfer that brings no new byte, with growing pauses (13 s in all)
 
 
 class CacheSettings(Settings, frozen=True, kw_only=True):

@@ -1,0 +1,163 @@
+"""Answers to GET and HEAD of a blob."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from aiohttp import web
+
+from fastpull.cache.digest import Digest
+from fastpull.proxy import metrics
+from fastpull.proxy.errors import BlobFillError, BlobStoreError, BlobStoreFullError, BlobUnknownError, MirrorError
+from fastpull.proxy.mirror.answers import common_headers
+from fastpull.proxy.mirror.blobs import BlobHandle, Blobs, BlobSource
+from fastpull.proxy.mirror.manifest_types import MAX_MANIFEST_BYTES, manifest_type
+from fastpull.proxy.mirror.pass_through import pass_through
+from fastpull.proxy.mirror.sending import FileResponse
+from fastpull.proxy.ranges import ByteRange, RequestedRange, parse_range
+from fastpull.proxy.upstream.registry import Upstreams
+
+log = logging.getLogger(__name__)
+
+_SENT = metrics.CLIENT_BYTES.labels("blob")
+
+
+class BlobAnswers:
+    """From disk, from a fill that runs, or, when nothing can be kept, straight from upstream."""
+
+    def __init__(self, blobs: Blobs, upstreams: Upstreams) -> None:
+        self._blobs = blobs
+        self._upstreams = upstreams
+
+    async def head(self, source: BlobSource, namespace: str | None) -> tuple[web.StreamResponse, str]:
+        size = await self._blobs.stat(source)
+        if size <= MAX_MANIFEST_BYTES:
+            async with self._blobs.open(source) as blob:
+                await _refuse_manifest(source, blob)
+        headers = {**_headers(source.digest, namespace), "Content-Length": str(size)}
+        return web.Response(status=200, headers=headers, content_type="application/octet-stream"), "hit"
+
+    async def get(
+        self, request: web.Request, source: BlobSource, namespace: str | None
+    ) -> tuple[web.StreamResponse, str]:
+        """The answer, sent, and its outcome. Raise ``MirrorError`` only while nothing was sent."""
+        wanted = _wanted(request, source.digest)
+        outcome = self._outcome(source.digest)
+        try:
+            async with self._blobs.open(source, first_offset=_first_offset(wanted)) as blob:
+                await _refuse_manifest(source, blob)
+                span, response = _begin_of(wanted, blob.size, source.digest, namespace)
+                await self._send(request, response, source, blob, span, is_rest=wanted is None or wanted.is_open)
+        except (BlobStoreFullError, BlobStoreError) as exc:
+            log.warning("blob %s is passed through: %s", source.digest, exc)
+            size = await self._blobs.stat(source)
+            span, response = _begin_of(wanted, size, source.digest, namespace)
+            await self._send_uncached(request, response, source, span, size)
+            outcome = "bypass"
+        return response, outcome
+
+    def _outcome(self, digest: Digest) -> str:
+        if self._blobs.is_filling(digest):
+            return "shared"
+        return "hit" if self._blobs.has(digest) else "miss"
+
+    async def _send(
+        self,
+        request: web.Request,
+        response: FileResponse,
+        source: BlobSource,
+        blob: BlobHandle,
+        span: ByteRange,
+        *,
+        is_rest: bool,
+    ) -> None:
+        """Follow the blob to the end of the span.
+
+        Who asks for all or for the rest gets the last bytes when they are verified. Who names the end reads
+        here and there (the footer of an eStargz layer), verifies on its own and would else wait for the whole blob.
+        """
+        unverified = not is_rest and span != (0, blob.size)
+        position = span.start
+        try:
+            await response.begin(request)
+            while position < span.stop:
+                stop = min(span.stop, await blob.wait_readable(position, unverified=unverified))
+                await response.send(blob.fd, position, stop)
+                _SENT.inc(stop - position)
+                position = stop
+        except BlobFillError as exc:
+            if isinstance(exc.cause, BlobStoreFullError | BlobStoreError):
+                await self._send_uncached(request, response, source, ByteRange(position, span.stop), blob.size)
+            else:
+                response.cut()
+        except (ConnectionError, TimeoutError):
+            response.cut()  # the client has hung up, as containerd does when it has enough
+        except OSError as exc:
+            log.warning("blob %s can not be read and is dropped: %s", source.digest, exc)
+            self._blobs.drop(source.digest)
+            response.cut()
+        except BaseException:
+            response.cut()
+            raise
+
+    async def _send_uncached(
+        self, request: web.Request, response: FileResponse, source: BlobSource, span: ByteRange, size: int
+    ) -> None:
+        try:
+            await response.begin(request)
+            async for data in pass_through(self._upstreams.get(source.upstream), source, span, size):
+                await response.send_bytes(data)
+                _SENT.inc(len(data))
+        except (MirrorError, ConnectionError, TimeoutError) as exc:
+            log.info("blob %s was not passed through: %s", source.digest, exc)
+            response.cut()
+        except BaseException:
+            response.cut()
+            raise
+
+
+def _headers(digest: Digest, namespace: str | None) -> dict[str, str]:
+    return {
+        **common_headers(namespace),
+        "Docker-Content-Digest": str(digest),
+        "ETag": f'"{digest}"',
+        "Accept-Ranges": "bytes",
+        "Content-Type": "application/octet-stream",
+    }
+
+
+def _begin_of(
+    wanted: RequestedRange | None, size: int, digest: Digest, namespace: str | None
+) -> tuple[ByteRange, FileResponse]:
+    headers = _headers(digest, namespace)
+    if wanted is None:
+        return ByteRange(0, size), FileResponse(200, headers, size)
+    span = wanted.resolve(size)
+    headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{size}"
+    return span, FileResponse(206, headers, span.length)
+
+
+def _wanted(request: web.Request, digest: Digest) -> RequestedRange | None:
+    """RFC 9110, 13.1.5: with an If-Range of another state the Range does not count."""
+    condition = request.headers.get("If-Range")
+    if condition is not None and condition.strip() != f'"{digest}"':
+        return None
+    return parse_range(request.headers.get("Range"))
+
+
+def _first_offset(wanted: RequestedRange | None) -> int:
+    return wanted.first or 0 if wanted is not None else 0
+
+
+async def _refuse_manifest(source: BlobSource, blob: BlobHandle) -> None:
+    """Raise ``BlobUnknownError`` for a manifest that is asked for as a blob.
+
+    Some registries serve them here. containerd, which asks so as a last resort, would store it as
+    ``application/octet-stream`` and never be able to use the image again.
+    """
+    if not 0 < blob.size <= MAX_MANIFEST_BYTES:
+        return
+    await blob.wait_readable(blob.size - 1)  # held back until verified
+    if os.pread(blob.fd, 1, 0) == b"{" and manifest_type(os.pread(blob.fd, blob.size, 0)) is not None:
+        raise BlobUnknownError(source.upstream, source.repository, source.digest)
