@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fastpull.cache.digest import Digest
+from fastpull.cache.single_flight import SingleFlight
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.wire import ChainState
 
@@ -40,9 +41,10 @@ class Chains(Protocol):
 
 class LazyChains:
     """Mounts and unmounts of one chain exclude each other, so that a chain that is released and wanted again
-    at the same moment ends up mounted.
+    at the same moment ends up mounted. Nothing is mounted before ``allow_mounts``.
 
     All methods run on the loop. A failed early mount is logged only: the container's own Prepare tries again.
+    A mount goes on when those who wait for it give up: the next one who asks finds it further on.
     """
 
     def __init__(self, chains: Chains, *, quiet_seconds: float = QUIET_SECONDS) -> None:
@@ -51,17 +53,23 @@ class LazyChains:
         self._locks: dict[Digest, tuple[asyncio.Lock, int]] = {}
         self._expected: dict[Digest, asyncio.TimerHandle] = {}
         self._tasks = Tasks()
+        self._mounting: SingleFlight[Digest, Path] = SingleFlight(self._tasks)
+        self._allowed = asyncio.Event()
+
+    def allow_mounts(self) -> None:
+        """The daemon has taken over what an earlier one had mounted."""
+        self._allowed.set()
 
     async def state(self, chain: Digest, wait_seconds: float) -> ChainState:
         return await self._chains.state(chain, wait_seconds)
 
     async def mount(self, chain: Digest) -> Path:
         self.no_longer_expect(chain)
-        async with self._alone(chain):
-            return await self._chains.mount(chain)
+        return await self._mounting.get(chain, lambda: self._mount(chain))
 
     async def release(self, chain: Digest, is_released: Callable[[], bool]) -> bool:
         """Unmount the chain if, with nobody mounting it, it is still released. Whether it was."""
+        await self._allowed.wait()
         async with self._alone(chain):
             if not is_released():
                 return False
@@ -86,6 +94,11 @@ class LazyChains:
         for chain in list(self._expected):
             self.no_longer_expect(chain)
         await self._tasks.aclose()
+
+    async def _mount(self, chain: Digest) -> Path:
+        await self._allowed.wait()
+        async with self._alone(chain):
+            return await self._chains.mount(chain)
 
     def _mount_early(self, chain: Digest) -> None:
         del self._expected[chain]

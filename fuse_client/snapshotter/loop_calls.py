@@ -92,7 +92,7 @@ class LoopCalls:
             raise SnapshotCancelledError(f"{what}: nobody waits for it any more") from exc
         except TimeoutError as exc:
             future.cancel()
-            raise SnapshotUnavailableError(f"{what}: not done within {limit:.0f} s; try again") from exc
+            raise SnapshotUnavailableError(f"{what}: not done within {limit:.1f} s; try again") from exc
         except SnapshotError:
             raise
         except NodeError as exc:

@@ -33,12 +33,12 @@ _STOP_SECONDS = 5.0
 class SnapshotServer:
     """containerd's snapshotter, served from threads of its own: a busy event loop delays no Stat.
 
-    ``start`` answers at once from the records on disk and restores mounts in the background;
+    ``start`` answers at once from the records on disk. Calls that need a mount wait until ``allow_mounts``.
     ``aclose`` stops answering and leaves every mount and directory as it is.
     """
 
     def __init__(self, snapshotter: Snapshotter, lazy: LazyChains, path: Path) -> None:
-        self._snapshotter = snapshotter
+        self.snapshotter = snapshotter
         self._lazy = lazy
         self._path = path
         self._server = grpc.server(
@@ -93,9 +93,16 @@ class SnapshotServer:
             raise DaemonError(f"{self._path}: the socket can not be made: {exc}") from exc
         self._path.chmod(0o600)
         self._server.start()
-        # A thread that waits for nobody: the process may end while a mount is still being restored.
-        threading.Thread(target=self._snapshotter.restore, name="restore", daemon=True).start()
         log.info("the snapshotter listens on %s", self._path)
+
+    def allow_mounts(self) -> None:
+        """``chains`` serves again what it had mounted before. To be called once, on the event loop.
+
+        What containers need and is not mounted is mounted in the background, and leftovers are removed.
+        """
+        self._lazy.allow_mounts()
+        # A thread that nobody waits for: the process may end while a mount is still being restored.
+        threading.Thread(target=self.snapshotter.restore, name="restore", daemon=True).start()
 
     async def aclose(self) -> None:
         """Stop answering: calls in flight get a few seconds to end. The event loop must still run for them."""

@@ -15,6 +15,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from fastpull.cache.tables import Database
 from fastpull.fuse_client.snapshotter.journal import TABLES
 from fastpull.fuse_client.snapshotter.lazy_chains import Chains
+from fastpull.fuse_client.snapshotter.operations import Snapshotter
 from fastpull.fuse_client.snapshotter.pb import snapshots_pb2 as pb
 from fastpull.fuse_client.snapshotter.server import SnapshotServer
 from fastpull.fuse_client.snapshotter.service import SERVICE
@@ -37,7 +38,9 @@ class ServedSnapshotter:
         prepare_wait_seconds: float = 0.5,
         quiet_seconds: float = 0.05,
         step: Callable[[str], None] = lambda _: None,
+        allow_mounts: bool = True,
     ) -> None:
+        self._allow_mounts = allow_mounts
         self.root = root
         self.socket = root / "snapshotter.sock"
         self._chains = chains
@@ -59,10 +62,20 @@ class ServedSnapshotter:
         self._database = Database.open(self.root / "state", tables=TABLES, map_bytes=_MAP_BYTES)
         self._server = self.on_loop(self._build())
         self._server.start()
+        if self._allow_mounts:
+            self.allow_mounts()
         return self
+
+    def allow_mounts(self) -> None:
+        self.loop.call_soon_threadsafe(self._server.allow_mounts)
 
     def stop(self) -> None:
         self.on_loop(self._server.aclose())
+        self.abandon()
+
+    def abandon(self) -> None:
+        """End without a word to the server, as a crash would."""
+        self.on_loop(cancel_all_tasks())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
@@ -70,6 +83,11 @@ class ServedSnapshotter:
 
     def on_loop(self, work: Any, seconds: float = CALL_SECONDS) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(seconds)
+
+    @property
+    def snapshotter(self) -> Snapshotter:
+        """Behind the socket; its calls block, so never from ``loop``."""
+        return self._server.snapshotter
 
     def client(self) -> SnapshotsClient:
         return SnapshotsClient(self.socket)
@@ -149,3 +167,11 @@ class SnapshotsClient:
             response_deserializer=answer.FromString,
         )
         return call(request, timeout=seconds, wait_for_ready=True)
+
+
+async def cancel_all_tasks() -> None:
+    """Whatever else runs on this loop ends before the loop does."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
