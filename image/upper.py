@@ -36,7 +36,7 @@ from fastpull.image.node import Node, Xattrs
 _MAX_NAME = 255
 _MAX_TARGET = 4095
 _MAX_LINKS = 255  # symlinks followed in one path; continuity/fs/path.go
-_MAX_SWEEP_STEPS = 10**7  # about 2 s
+_MAX_SWEEP_STEPS = 10**6  # about 0.2 s; layers that need any are broken
 _MAX_TIME_NS = 2**63 - 1
 _MAX_ID = 2**32 - 1
 _ACL_ACCESS = b"system.posix_acl_access"
