@@ -33,7 +33,7 @@ _STOP_SECONDS = 5.0
 class SnapshotServer:
     """containerd's snapshotter, served from threads of its own: a busy event loop delays no Stat.
 
-    ``start`` answers at once from the records on disk. Calls that need a mount wait until ``allow_mounts``.
+    ``start`` answers at once from the records on disk. Calls that need a mount wait until mounts are allowed.
     ``aclose`` stops answering and leaves every mount and directory as it is.
     """
 
@@ -79,8 +79,10 @@ class SnapshotServer:
         )
         return cls(snapshotter, lazy, path)
 
-    def start(self) -> None:
-        """Serve. Raise ``DaemonError`` when another process serves the socket, or it can not be made."""
+    def start(self, *, allow_mounts: bool = True) -> None:
+        """Serve. ``allow_mounts``: the chains that an earlier daemon had mounted are registered already.
+
+        Raise ``DaemonError`` when another process serves the socket, or it can not be made."""
         self._path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         if _is_served(self._path):
             raise DaemonError(
@@ -93,10 +95,12 @@ class SnapshotServer:
             raise DaemonError(f"{self._path}: the socket can not be made: {exc}") from exc
         self._path.chmod(0o600)
         self._server.start()
+        if allow_mounts:
+            self.allow_mounts()
         log.info("the snapshotter listens on %s", self._path)
 
     def allow_mounts(self) -> None:
-        """``chains`` serves again what it had mounted before. To be called once, on the event loop.
+        """``chains`` knows again what it had mounted before. To be called once, on the event loop.
 
         What containers need and is not mounted is mounted in the background, and leftovers are removed.
         """

@@ -61,9 +61,7 @@ class ServedSnapshotter:
         self._thread.start()
         self._database = Database.open(self.root / "state", tables=TABLES, map_bytes=_MAP_BYTES)
         self._server = self.on_loop(self._build())
-        self._server.start()
-        if self._allow_mounts:
-            self.allow_mounts()
+        self.on_loop(self._start())
         return self
 
     def allow_mounts(self) -> None:
@@ -97,6 +95,9 @@ class ServedSnapshotter:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    async def _start(self) -> None:
+        self._server.start(allow_mounts=self._allow_mounts)
 
     async def _build(self) -> SnapshotServer:
         return SnapshotServer.build(
