@@ -47,9 +47,10 @@ def _fail(cause: str, remedy: str, code: int) -> int:
 def _dispatch(options: argparse.Namespace) -> int:
     match options.command:
         case "serve":
+            settings = _served(options)  # mistakes in them are told without importing the server
             from fastpull.proxy.cli.serve import serve
 
-            return serve(_served(options), options.log_level)
+            return serve(settings, options.log_level)
         case "hosts-toml":
             from fastpull.proxy.cli.hosts import hosts_toml
 

@@ -70,7 +70,7 @@ class Chains:
         ids = [str(chain) for chain in chain_ids(diff_ids)]
         links = [
             (chain, ChainLink(parent=parent, diff_id=str(diff_id)))
-            for chain, parent, diff_id in zip(ids, ["", *ids[:-1]], diff_ids, strict=True)
+            for chain, parent, diff_id in zip(ids, ["", *ids], diff_ids, strict=False)
         ]
         if links and self.diff_ids(ids[-1]) is None:
             await self._writer.run(self._put_links, links)

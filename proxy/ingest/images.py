@@ -8,7 +8,6 @@ import platform as machine
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -219,5 +218,7 @@ class Images:
             raise ManifestError(f"an image config of {config.blob_bytes} bytes; the limit is {MAX_CONFIG_BYTES}")
         async with asyncio.timeout(_CONFIG_SECONDS):
             async with self._blobs.open(BlobSource(upstream, repository, config.digest, config.blob_bytes)) as blob:
-                path = Path(await blob.wait_complete())
+                if blob.size != config.blob_bytes:
+                    raise ManifestError(f"the config has {blob.size} bytes, the manifest says {config.blob_bytes}")
+                path = await blob.wait_complete()
                 return await asyncio.to_thread(path.read_bytes)

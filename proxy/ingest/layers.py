@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -19,7 +18,7 @@ from fastpull.cache.single_flight import SingleFlight
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.wire import LayerProgress, LayerStage
 from fastpull.cache.writer import Writer
-from fastpull.image.errors import ImageError, IndexFormatError
+from fastpull.image.errors import ImageError, IndexFormatError, LayerDigestError
 from fastpull.proxy import metrics
 from fastpull.proxy.errors import MirrorError
 from fastpull.proxy.ingest.changes import Changes
@@ -217,18 +216,20 @@ class Layers:
         digest = Digest.parse(source.digest)
         async with self._blobs.open(BlobSource(source.upstream, source.repository, digest, source.blob_bytes)) as blob:
             run.stage = "fetching"
+            if blob.size != source.blob_bytes:
+                raise LayerDigestError(f"the blob has {blob.size} bytes, the manifest says {source.blob_bytes}")
 
             async def available(offset: int) -> int:
                 run.fetched_bytes = await blob.wait_available(offset)
                 return run.fetched_bytes
 
             job = LayerJob(
-                path=Path(blob.path), blob_bytes=blob.size, media_type=source.media_type, diff_id=Digest.parse(diff_id)
+                path=blob.path, blob_bytes=blob.size, media_type=source.media_type, diff_id=Digest.parse(diff_id)
             )
             index = await self._pool.ingest(job, available=available, progress=run.advance)
             await blob.wait_complete()  # the blob's own digest: the mirror vouches for it
         figures = await asyncio.to_thread(figures_of, index)
-        seconds = self._clock() - started
+        seconds = max(self._clock() - started, 0.001)  # zero would mean: never ingested
         await self._writer.run(self._commit, diff_id, source, index, figures, seconds)
         metrics.LAYER_SECONDS.observe(seconds)
         metrics.INGESTED_BYTES.inc(figures.content_bytes)

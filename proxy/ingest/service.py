@@ -18,10 +18,11 @@ from fastpull.proxy.ingest.chains import Chains, ChainUnknownError
 from fastpull.proxy.ingest.changes import Changes
 from fastpull.proxy.ingest.failures import Failure, LayerFailedError
 from fastpull.proxy.ingest.images import Images
+from fastpull.proxy.ingest.lately import Lately
 from fastpull.proxy.ingest.layers import Layers
 from fastpull.proxy.ingest.oci import is_index
 from fastpull.proxy.ingest.state import BuiltRecord
-from fastpull.proxy.mirror.manifests import StoredManifest
+from fastpull.proxy.mirror.service import ManifestSeen
 
 log = logging.getLogger(__name__)
 
@@ -55,20 +56,25 @@ class Ingest:
         self._flights: SingleFlight[str, None] = SingleFlight(tasks)
         self._chain_failures: dict[str, Failure] = {}
         self._learning = 0
+        self._lately = Lately(clock)
 
-    async def on_manifest(self, upstream: str, repository: str, reference: str, manifest: StoredManifest) -> None:
+    def on_manifest(self, seen: ManifestSeen) -> None:
         """A manifest has passed through the mirror: learn its image, and ingest it unless told to wait for a warm.
 
-        Never raises: a pull does not depend on us.
+        Returns at once and never raises: a pull does not depend on us.
         """
-        name = f"{upstream}/{repository}{'@' if reference.startswith('sha256:') else ':'}{reference}"
-        self._learning += 1
+        if self._lately.is_new(f"{seen.upstream}/{seen.repository}@{seen.manifest.digest}/{seen.reference}"):
+            self._learning += 1
+            _ = self._tasks.spawn(self._learn(seen), name=f"learn {seen.repository}:{seen.reference}")
+
+    async def _learn(self, seen: ManifestSeen) -> None:
+        is_tag = not seen.reference.startswith("sha256:")
+        name = f"{seen.upstream}/{seen.repository}{':' if is_tag else '@'}{seen.reference}"
         try:
-            if is_index(manifest.body):
-                self.images.note_index(upstream, repository, manifest.body, name)
+            if is_index(seen.manifest.body):
+                self.images.note_index(seen.upstream, seen.repository, seen.manifest.body, name)
                 return
-            by_tag = name if not reference.startswith("sha256:") else ""
-            record = await self.images.learn(upstream, repository, manifest, name=by_tag)
+            record = await self.images.learn(seen.upstream, seen.repository, seen.manifest, name=name if is_tag else "")
         except FAILURES as exc:
             log.warning("can not learn %s: %s", name, exc)
             return
@@ -87,7 +93,10 @@ class Ingest:
         """Ingest what is missing of the chain and build it. Raises one of ``FAILURES``."""
         built = self.chains.built(chain_id)
         if built is None:
-            await self._flights.get(chain_id, lambda: self._prepare(chain_id))
+            try:
+                await self._flights.get(chain_id, lambda: self._prepare(chain_id))
+            finally:
+                self._changes.notify()  # not inside of the flight: who looks now may start the next one
             built = await self.chains.ensure(chain_id)
         return built
 
