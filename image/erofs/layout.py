@@ -8,7 +8,7 @@ A bootstrap::
     0      1024   zero (boot sector)
     1024   128    superblock, slot 8 of 128 bytes
     1152   128    device table, slot 9: the device that holds all file content
-    1280   …      inodes from node number 40 on, each followed by its xattrs and inline data
+    1280   …      inodes, each followed by its xattrs and inline data; the root within the first two blocks
     …      …      blocks of large directories and of long symlink targets
 
 Addresses count blocks of 4096 bytes. The device is mapped behind the bootstrap: block ``mapped`` is its

@@ -60,7 +60,7 @@ def write_bootstrap(tree: Tree, content: Mapping[Node, int], device_bytes: int, 
             at = place.inline_offset if place.is_inline else place.address * layout.BLOCK
             image[at : at + len(node.link)] = node.link
     layout.DEVICE.pack_into(image, 128 * layout.DEVICE_TABLE_SLOT, name.hex().encode(), device_blocks, blocks)
-    _write_superblock(image, blocks, len(places.of), name)
+    _write_superblock(image, blocks, places.of[tree.root].offset // layout.SLOT, len(places.of), name)
     return bytes(image)
 
 
@@ -203,7 +203,7 @@ def _write_directory(image: bytearray, directory: _Directory, place: _Place, pla
         image[at : at + len(packed)] = packed
 
 
-def _write_superblock(image: bytearray, blocks: int, inodes: int, name: bytes) -> None:
+def _write_superblock(image: bytearray, blocks: int, root: int, inodes: int, name: bytes) -> None:
     for checksum in (0, None):
         layout.SUPERBLOCK.pack_into(
             image,
@@ -213,7 +213,7 @@ def _write_superblock(image: bytearray, blocks: int, inodes: int, name: bytes) -
             layout.COMPAT_CHECKSUM | layout.COMPAT_MTIME,
             layout.BLOCK_BITS,
             0,
-            layout.INODES_OFFSET // layout.SLOT,
+            root,  # placed first, within the 65,536 slots that its field can name
             inodes,
             0,
             0,
