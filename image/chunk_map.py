@@ -169,17 +169,10 @@ class ChunkMap:
 
     def index_of(self, chunk: ChunkId) -> int | None:
         """The first place of a chunk; ``None`` if the device does not hold it."""
-        by_id = self._by_id
-        low, high = 0, len(by_id)
-        while low < high:
-            middle = (low + high) // 2
-            if self.id_at(by_id[middle]) < chunk:
-                low = middle + 1
-            else:
-                high = middle
-        if low == len(by_id):
+        place = bisect_left(self._by_id, chunk, key=self.id_at)
+        if place == len(self._by_id):
             return None
-        index = by_id[low]
+        index = self._by_id[place]
         return index if self.id_at(index) == chunk else None
 
     def __contains__(self, chunk: object) -> bool:
