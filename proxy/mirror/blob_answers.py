@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 
@@ -26,7 +27,8 @@ _SENT = metrics.CLIENT_BYTES.labels("blob")
 class BlobAnswers:
     """From disk, from a fill that runs, or, when nothing can be kept, straight from upstream."""
 
-    def __init__(self, blobs: Blobs, upstreams: Upstreams) -> None:
+    def __init__(self, blobs: Blobs, upstreams: Upstreams, answer_seconds: float) -> None:
+        self._answer_seconds = answer_seconds
         self._blobs = blobs
         self._upstreams = upstreams
 
@@ -48,7 +50,9 @@ class BlobAnswers:
             async with self._blobs.open(source, first_offset=_first_offset(wanted)) as blob:
                 await _refuse_manifest(source, blob)
                 span, response = _begin_of(wanted, blob.size, source.digest, namespace)
-                await self._send(request, response, source, blob, span, is_rest=wanted is None or wanted.is_open)
+                unverified = _may_be_unverified(wanted, span, blob.size)
+                await self._first_byte(blob, span, unverified=unverified)
+                await self._send(request, response, source, blob, span, unverified=unverified)
         except (BlobStoreFullError, BlobStoreError) as exc:
             log.warning("blob %s is passed through: %s", source.digest, exc)
             size = await self._blobs.stat(source)
@@ -62,6 +66,22 @@ class BlobAnswers:
             return "shared"
         return "hit" if self._blobs.has(digest) else "miss"
 
+    async def _first_byte(self, blob: BlobHandle, span: ByteRange, *, unverified: bool) -> None:
+        """Wait for the first byte of the body, so that a transfer that fails before it becomes an honest status.
+
+        containerd gives up after three short bodies without progress, and never after a 503. It also gives up on
+        a head that does not come, so after a while the head is sent without.
+        """
+        try:
+            async with asyncio.timeout(self._answer_seconds):
+                await blob.wait_readable(span.start, unverified=unverified)
+        except TimeoutError:
+            log.info("blob %s: no byte at %d within %g s", blob.digest, span.start, self._answer_seconds)
+        except BlobFillError as exc:
+            if isinstance(exc.cause, MirrorError):
+                raise exc.cause from exc
+            raise
+
     async def _send(
         self,
         request: web.Request,
@@ -70,14 +90,9 @@ class BlobAnswers:
         blob: BlobHandle,
         span: ByteRange,
         *,
-        is_rest: bool,
+        unverified: bool,
     ) -> None:
-        """Follow the blob to the end of the span.
-
-        Who asks for all or for the rest gets the last bytes when they are verified. Who names the end reads
-        here and there (the footer of an eStargz layer), verifies on its own and would else wait for the whole blob.
-        """
-        unverified = not is_rest and span != (0, blob.size)
+        """Follow the blob to the end of the span."""
         position = span.start
         try:
             await response.begin(request)
@@ -146,6 +161,15 @@ def _wanted(request: web.Request, digest: Digest) -> RequestedRange | None:
     return parse_range(request.headers.get("Range"))
 
 
+def _may_be_unverified(wanted: RequestedRange | None, span: ByteRange, size: int) -> bool:
+    """Who asks for all or for the rest gets the last bytes only when they are verified.
+
+    Who names the end reads here and there (the footer of an eStargz layer), checks on its own, and would
+    else wait for the whole blob.
+    """
+    return wanted is not None and not wanted.is_open and span != (0, size)
+
+
 def _first_offset(wanted: RequestedRange | None) -> int:
     return wanted.first or 0 if wanted is not None else 0
 
@@ -156,8 +180,13 @@ async def _refuse_manifest(source: BlobSource, blob: BlobHandle) -> None:
     Some registries serve them here. containerd, which asks so as a last resort, would store it as
     ``application/octet-stream`` and never be able to use the image again.
     """
+    if blob.size == 0:
+        await blob.wait_complete()  # its head is all that there is to hold back
     if not 0 < blob.size <= MAX_MANIFEST_BYTES:
         return
+    await blob.wait_readable(0, unverified=True)
+    if os.pread(blob.fd, 1, 0) != b"{":
+        return
     await blob.wait_readable(blob.size - 1)  # held back until verified
-    if os.pread(blob.fd, 1, 0) == b"{" and manifest_type(os.pread(blob.fd, blob.size, 0)) is not None:
+    if manifest_type(os.pread(blob.fd, blob.size, 0)) is not None:
         raise BlobUnknownError(source.upstream, source.repository, source.digest)

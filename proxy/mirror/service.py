@@ -69,6 +69,6 @@ class Mirror:
                 Manifests(settings.mirror, upstreams, database, writer, tasks),
                 blobs,
                 Listings(settings.mirror, upstreams, tasks),
-                BlobAnswers(blobs, upstreams),
+                BlobAnswers(blobs, upstreams, settings.mirror.answer_timeout_seconds),
                 on_manifest or (lambda _: None),
             )

@@ -164,6 +164,9 @@ class Upstream:
     async def _error(self, response: aiohttp.ClientResponse, repository: str) -> MirrorError:
         status = response.status
         detail = await error_detail(response)
+        if not is_same_place(response.url, self.url) and status < 500 and status != 429:
+            # Upstream has just sent us there: not our rights are in question, but its link.
+            return UpstreamUnavailableError(f"{self.name} redirects to {response.url.host}, which answered {status}")
         if status in (401, 403):
             return DeniedError(self.name, repository, detail)
         if status == 429:

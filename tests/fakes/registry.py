@@ -37,9 +37,6 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
 
-    def whole(self) -> Answer:
-        return self
-
 
 Fault = Callable[[web.Request, Answer, "FakeRegistry"], Awaitable[web.StreamResponse]]
 
@@ -173,11 +170,10 @@ class FakeRegistry:
         name, _, rest = _split(request.match_info["path"])
         kind = {"manifests": "manifest", "blobs": "blob"}.get(rest.partition("/")[0], "listing")
         async with self._seen(kind, request):
-            scripted = self._next(kind)
-            if scripted is None and (challenge := self._challenge(request)) is not None:
+            if (challenge := self._challenge(request)) is not None:
                 return challenge
             answer = self._answer(kind, name, rest.partition("/")[2], request)
-            return await (scripted or self._always.get(kind) or serve)(request, answer, self)
+            return await (self._next(kind) or self._always.get(kind) or serve)(request, answer, self)
 
     async def _storage(self, request: web.Request) -> web.StreamResponse:
         async with self._seen("storage", request):
