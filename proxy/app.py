@@ -13,8 +13,7 @@ from fastpull.cache.tasks import Tasks
 from fastpull.cache.writer import Writer
 from fastpull.config.proxy import ProxySettings
 from fastpull.proxy import learning
-from fastpull.proxy.api import chains, chunks, device, health, images, plans, status, warm
-from fastpull.proxy.api.errors import error_bodies
+from fastpull.proxy.api.application import add_api
 from fastpull.proxy.api.messaging import MAX_BODY_BYTES
 from fastpull.proxy.health import Health
 from fastpull.proxy.housekeeping import keep_house
@@ -51,10 +50,9 @@ def build_app(settings: ProxySettings) -> web.Application:
             app[mirror_routes.MIRROR] = app[SERVICES].mirror
             yield
 
-    app = web.Application(middlewares=[error_bodies], client_max_size=MAX_BODY_BYTES)
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
     app.cleanup_ctx.append(services)
-    for routes in (chains, chunks, device, health, images, plans, status, warm):
-        app.add_routes(routes.ROUTES)
+    add_api(app)
     app.add_routes(mirror_routes.ROUTES)
     return app
 
@@ -62,7 +60,7 @@ def build_app(settings: ProxySettings) -> web.Application:
 async def open_services(settings: ProxySettings, stack: AsyncExitStack) -> Services:
     """Open everything in the order in which it stands on each other; ``stack`` closes it in reverse."""
     store_path = settings.data_dir / "chunks"
-    store = stack.enter_context(closing(LmdbChunkStore.open(store_path, quota_bytes=settings.cache.chunk_bytes)))
+    store = stack.enter_context(closing(LmdbChunkStore.open(store_path, quota_bytes=int(settings.cache.chunk_bytes))))
     database = stack.enter_context(closing(Database.open(settings.data_dir / "tables", tables=TABLES)))
     writer = await stack.enter_async_context(Writer("tables"))
     store_writer = await stack.enter_async_context(Writer("chunks"))

@@ -31,7 +31,7 @@ async def get_status(request: web.Request) -> web.StreamResponse:
             images=services.ingest.images.count(),
             chunks=chunks,
             blobs=StoreStatus(
-                live_bytes=blob_bytes, file_bytes=blob_bytes, quota_bytes=services.settings.cache.blob_bytes
+                live_bytes=blob_bytes, file_bytes=blob_bytes, quota_bytes=int(services.settings.cache.blob_bytes)
             ),
             ingests=tuple(layers.running()),
             failed=tuple(layers.failed()),

@@ -59,6 +59,8 @@ class FakeMirror:
     asked: Counter[str] = field(default_factory=Counter)
     blob_failures: dict[str, Exception] = field(default_factory=dict)
     late_failures: dict[str, Exception] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    purged: list[str] = field(default_factory=list)
 
     def add_blob(self, data: bytes, *, upstream: str = "registry.test", repository: str = "app") -> str:
         digest = str(Digest.of(data))
@@ -80,6 +82,26 @@ class FakeMirror:
         except KeyError:
             raise ManifestUnknownError(upstream, repository, reference) from None
         return StoredManifest(Digest.of(body), media_type, body)
+
+    @property
+    def blobs(self) -> FakeMirror:
+        return self
+
+    @property
+    def manifests(self) -> FakeMirror:
+        return self
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(map(len, self.contents.values()))
+
+    def drop(self, digest: Digest) -> int:
+        self.dropped.append(str(digest))
+        return 1
+
+    async def purge(self, upstream: str, repository: str, reference: str | Digest) -> bool:
+        self.purged.append(f"{upstream}/{repository} {reference}")
+        return (upstream, repository, str(reference)) in self.manifests_by_name
 
     @asynccontextmanager
     async def open(self, source: BlobSource, *, first_offset: int = 0) -> AsyncIterator[FakeHandle]:
