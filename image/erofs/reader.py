@@ -188,6 +188,7 @@ class Bootstrap:
             return
         pending = [(path.strip(b"/"), start)]
         seen: set[int] = set()
+        names = 0
         while pending:
             here, inode = pending.pop()
             yield here, inode
@@ -196,6 +197,9 @@ class Bootstrap:
             if inode.nid in seen:
                 raise IndexFormatError(f"directory {inode.nid} has two places")
             seen.add(inode.nid)
+            names += inode.size // layout.DIRENT.size
+            if names > len(self._view) // layout.DIRENT.size:  # directories that share their blocks
+                raise IndexFormatError("the directories hold more names than the bootstrap has room for")
             prefix = here + b"/" if here else b""
             children = [(prefix + entry.name, self.inode(entry.nid)) for entry in self.listdir(inode)]
             pending.extend(reversed(children))
