@@ -84,13 +84,13 @@ class Node:
         return done.returncode == 0 and self.socket.exists()
 
     def _leftovers(self) -> list[int]:
-        """Processes of ours: their command line names our run directory or settings."""
+        """Daemon and holder: their command line names our settings or our run directory."""
         found = []
         for process in Path("/proc").iterdir():
             if process.name.isdecimal():
                 with contextlib.suppress(OSError):
                     words = (process / "cmdline").read_bytes().decode(errors="replace")
-                    if "fastpull" in words and str(self.root) in words:
+                    if str(self.root) in words and ("fastpull" in words or "holder.py" in words):
                         found.append(int(process.name))
         return found
 
