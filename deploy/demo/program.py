@@ -5,11 +5,11 @@ import time
 started = time.monotonic()
 print("started", flush=True)
 
-import numpy  # noqa: E402
-import safetensors.torch  # noqa: E402, F401
-import tokenizers  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
+import numpy
+import safetensors.torch  # noqa: F401
+import tokenizers
+import torch
+import transformers
 
 total = torch.nn.Linear(64, 64)(torch.from_numpy(numpy.ones((1, 64), dtype="float32"))).sum().item()
 
