@@ -1,0 +1,96 @@
+"""PAX extended headers: ``"<length> <key>=<value>\\n"``, record after record. Pure.
+
+POSIX.1-2001, pax, "pax Extended Header"; where that leaves room, as Go's ``archive/tar`` reads them.
+"""
+
+from __future__ import annotations
+
+from fastpull.image.errors import LayerFormatError
+from fastpull.image.tar_header import TarHeader
+
+MAX_EXTENSION_BYTES = 1 << 20  # of one extended header or long name; the limit of Go and libarchive
+
+SPARSE_MAP = b"GNU.sparse.map"
+SPARSE_BLOCKS = b"GNU.sparse.numblocks"
+
+_XATTR = b"SCHILY.xattr."
+_SPARSE_OFFSET = b"GNU.sparse.offset"
+_SPARSE_BYTES = b"GNU.sparse.numbytes"
+_STRINGS = frozenset((b"path", b"linkpath", b"uname", b"gname"))
+_INT64 = range(-(2**63), 2**63)
+
+Records = dict[bytes, bytes]
+
+
+def parse_records(data: bytes) -> Records:
+    """Raise ``LayerFormatError`` for bytes that are no PAX records.
+
+    A key given twice counts as given last. The sparse map of GNU format 0.0, one record for each number, is
+    returned as that of format 0.1: all numbers under ``GNU.sparse.map``.
+    """
+    records: Records = {}
+    sparse: list[bytes] = []
+    at = 0
+    while at < len(data):
+        blank = data.find(b" ", at)
+        if blank < 0:
+            raise LayerFormatError("PAX record without a length")
+        end = at + parse_decimal(data[at:blank])
+        key, equals, value = data[blank + 1 : end - 1].partition(b"=")
+        if not blank + 1 < end <= len(data) or end - at < 5 or data[end - 1] != 0x0A or not equals or not key:
+            raise LayerFormatError(f"broken PAX record {data[at : at + 40]!r}")
+        if b"\0" in (value if key in _STRINGS else key):
+            raise LayerFormatError(f"PAX record {key[:40]!r} holds a NUL byte")
+        if key in (_SPARSE_OFFSET, _SPARSE_BYTES):
+            if key != (_SPARSE_BYTES if len(sparse) % 2 else _SPARSE_OFFSET) or b"," in value:
+                raise LayerFormatError("the sparse map in the PAX header is out of order")
+            sparse.append(value)
+        else:
+            records[key] = value
+        at = end
+    if sparse:
+        records[SPARSE_MAP] = b",".join(sparse)
+    return records
+
+
+def apply_records(header: TarHeader, records: Records) -> None:
+    """Let ``records`` override the fields of ``header``; an empty value overrides nothing but an xattr."""
+    xattrs = []
+    for key, value in records.items():
+        if key.startswith(_XATTR):
+            xattrs.append((key[len(_XATTR) :], value))
+        elif not value:
+            continue
+        elif key == b"mtime":
+            header.mtime_ns = parse_time(value)
+        elif key == b"path":
+            header.name = value
+        elif key == b"linkpath":
+            header.link = value
+        elif key == b"size":
+            header.size = parse_decimal(value)
+        elif key == b"uid":
+            header.uid = parse_decimal(value)
+        elif key == b"gid":
+            header.gid = parse_decimal(value)
+        elif key in (b"atime", b"ctime"):
+            parse_time(value)  # not kept, but a reader that checks them refuses the layer
+    if xattrs:
+        header.xattrs = tuple(sorted(xattrs))
+
+
+def parse_decimal(text: bytes) -> int:
+    """A decimal number of 64 bits with an optional sign. Raise ``LayerFormatError``."""
+    digits = text[1:] if text[:1] in (b"+", b"-") else text
+    if digits.isdigit() and len(digits) < 1000 and (value := int(text)) in _INT64:  # int() takes 4300 digits
+        return value
+    raise LayerFormatError(f"{text[:40]!r} is no decimal number of 64 bits")
+
+
+def parse_time(text: bytes) -> int:
+    """``seconds[.fraction]`` → nanoseconds since the epoch; digits after the ninth do not count."""
+    seconds, _, fraction = text.partition(b".")
+    if fraction and not fraction.isdigit():
+        raise LayerFormatError(f"{text[:40]!r} is no time")
+    nanoseconds = int(fraction[:9].ljust(9, b"0")) if fraction else 0
+    return parse_decimal(seconds) * 1_000_000_000 + (-nanoseconds if seconds.startswith(b"-") else nanoseconds)

@@ -1,0 +1,151 @@
+"""One worker process, seen from the proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from typing import Self
+
+import msgspec
+
+from fastpull.cache.tasks import Tasks
+from fastpull.proxy.ingest.errors import WorkerDiedError, rebuilt
+from fastpull.proxy.ingest.messages import (
+    LENGTH,
+    MAX_FRAME_BYTES,
+    Answer,
+    Done,
+    Failed,
+    Message,
+    Progress,
+    Setup,
+    frame,
+)
+
+log = logging.getLogger(__name__)
+
+_END_SECONDS = 10.0
+_MODULE = "fastpull.proxy.ingest.worker"
+
+
+class Call:
+    """A request under way. ``answer`` gets the result, or what went wrong."""
+
+    def __init__(self, id: int, progress: Callable[[int], None]) -> None:  # noqa: A002 - the message's word
+        self.id = id
+        self.progress = progress
+        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def fail(self, exc: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(exc)
+
+
+class WorkerProcess:
+    """Invariant: ``_calls`` holds the requests that were sent and not answered; empty once the process is gone."""
+
+    def __init__(self, process: asyncio.subprocess.Process, tasks: Tasks) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process = process
+        self._input = process.stdin
+        self._output = process.stdout
+        self._ids = count(1)
+        self._calls: dict[int, Call] = {}
+        self._is_alive = True
+        self._reader = tasks.spawn(self._read(), name=f"answers of worker {process.pid}")
+
+    @classmethod
+    async def start(cls, setup: Setup, tasks: Tasks) -> Self:
+        first = frame(setup)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", _MODULE, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        worker = cls(process, tasks)
+        worker._input.write(first)
+        return worker
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._is_alive
+
+    @property
+    def load(self) -> int:
+        """Requests under way."""
+        return len(self._calls)
+
+    def call(self, request: Callable[[int], Message], progress: Callable[[int], None]) -> Call:
+        """Send the request that ``request`` makes of an id. ``finish`` must follow."""
+        call = Call(next(self._ids), progress)
+        if self._is_alive:
+            self._calls[call.id] = call
+            self.send(request(call.id))
+        else:
+            call.fail(self._died())
+        return call
+
+    def send(self, message: Message) -> None:
+        if self._is_alive:
+            self._input.write(frame(message))
+
+    def finish(self, call: Call) -> bool:
+        """Forget the call. Return whether it had not been answered."""
+        return self._calls.pop(call.id, None) is not None
+
+    async def aclose(self) -> None:
+        """End the process and wait for that. Unanswered calls get ``WorkerDiedError``."""
+        self._input.close()  # it ends by itself when its input does
+        try:
+            async with asyncio.timeout(_END_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            log.warning("worker %d does not end; killing it", self.pid)
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+        await asyncio.wait([self._reader])
+
+    async def _read(self) -> None:
+        decoder = msgspec.msgpack.Decoder(Answer)
+        try:
+            while True:
+                (length,) = LENGTH.unpack(await self._output.readexactly(LENGTH.size))
+                if length > MAX_FRAME_BYTES:
+                    raise ValueError(f"a frame of {length} bytes")
+                self._dispatch(decoder.decode(await self._output.readexactly(length)))
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            self._is_alive = False
+            if self._process.returncode is None:
+                with suppress(TimeoutError, ProcessLookupError):
+                    async with asyncio.timeout(1):
+                        await self._process.wait()  # for the exit status in the message
+            for call in self._calls.values():
+                call.fail(self._died())
+            self._calls.clear()
+
+    def _dispatch(self, answer: Answer) -> None:
+        call = self._calls.get(answer.id)
+        if call is None or call.answer.done():
+            return  # it was cancelled
+        match answer:
+            case Progress():
+                call.progress(answer.consumed)
+            case Done():
+                call.answer.set_result(answer.result)
+            case Failed():
+                call.fail(rebuilt(answer))
+
+    def _died(self) -> WorkerDiedError:
+        status = self._process.returncode
+        how = f"by signal {-status}" if status is not None and status < 0 else f"with status {status}"
+        return WorkerDiedError(f"ingest worker {self.pid} ended {how}; try again, and look for the kernel's OOM killer")
