@@ -26,8 +26,9 @@ def load(
     """Read ``settings`` from ``path`` (or only defaults), then apply the environment.
 
     A variable ``<PREFIX>__SECTION__KEY`` overrides ``[section] key``; a double underscore
-    separates levels, because keys hold single ones. Raise ``ConfigError`` for an unreadable
-    file, an unknown key or a value of the wrong type.
+    separates levels, because keys hold single ones. A value in brackets is TOML, for the keys that are
+    lists: ``<PREFIX>__PROXIES='["http://a:5050", "http://b:5050"]'``. Raise ``ConfigError`` for an
+    unreadable file, an unknown key or a value of the wrong type.
     """
     raw: dict[str, Any] = {}
     if path is not None:
@@ -54,7 +55,14 @@ def _apply_environment(raw: dict[str, Any], prefix: str, environ: Mapping[str, s
             table = table.setdefault(level.lower(), {})
             if not isinstance(table, dict):
                 raise ConfigError(f"{name}: {level.lower()} is no table")
-        table[levels[-1].lower()] = value
+        table[levels[-1].lower()] = _list(name, value) if value.startswith("[") else value
+
+
+def _list(name: str, text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{name}={text}: {exc}") from exc
 
 
 def _decode(kind: type, value: object) -> object:

@@ -1,10 +1,11 @@
-"""What ``fastpull-node`` and its daemon say to each other over ``RUN_DIR/control.sock``."""
+"""What ``fastpull-node`` and its daemon share in ``RUN_DIR``, and say to each other over its control socket."""
 
 from __future__ import annotations
 
 import msgspec
 
 SOCKET_NAME = "control.sock"
+FEATURES_FILE = "kernel.json"  # ``KernelFeatures``, found out by the first daemon since the boot
 
 
 class MountRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ from fastpull.config.node import NodeSettings
 from fastpull.fuse_client.chain_files import ChainFiles
 from fastpull.fuse_client.chains import Chains
 from fastpull.fuse_client.control import Control, metrics_listener
+from fastpull.fuse_client.control_messages import FEATURES_FILE
 from fastpull.fuse_client.device import ChainDevice
 from fastpull.fuse_client.drivers.erofs import ErofsDriver
 from fastpull.fuse_client.drivers.probe import KernelFeatures, probe
@@ -39,8 +40,6 @@ from fastpull.fuse_client.session.holder_keeper import HolderKeeper
 from fastpull.fuse_client.session.keeper import find_keeper
 from fastpull.fuse_client.session.server import FuseSession
 from fastpull.fuse_client.session.takeover import DevicesMount
-from fastpull.fuse_client.snapshotter import journal
-from fastpull.fuse_client.snapshotter.server import SnapshotServer
 from fastpull.fuse_client.trace_spool import TraceSpool
 from fastpull.fuse_client.tracer import Tracer
 from fastpull.image.chunk_map import ChunkMap
@@ -48,7 +47,6 @@ from fastpull.image.chunk_map import ChunkMap
 log = logging.getLogger(__name__)
 
 DECODE_THREADS = 4
-FEATURES_FILE = "kernel.json"
 
 
 @contextlib.asynccontextmanager
@@ -66,7 +64,7 @@ async def open_node(settings: NodeSettings, *, snapshotter: bool = True) -> Asyn
         features = await kernel_features(settings.run_dir)
         driver, driver_name, reason = choose_driver(settings, features)
 
-        store = LmdbChunkStore.open(settings.root / "cache", quota_bytes=settings.cache.max_bytes)
+        store = LmdbChunkStore.open(settings.root / "cache", quota_bytes=int(settings.cache.max_bytes))
         stack.callback(store.close)
         writer = await stack.enter_async_context(Writer())
         client = await stack.enter_async_context(ProxyClient.open(settings))
@@ -207,6 +205,10 @@ async def _unmount_everything(node: Node) -> None:
 
 @contextlib.asynccontextmanager
 async def _snapshots(node: Node, path: Path) -> AsyncIterator[None]:
+    # gRPC takes 150 ms and 15 MB; a daemon for one `mount` needs none of it.
+    from fastpull.fuse_client.snapshotter import journal
+    from fastpull.fuse_client.snapshotter.server import SnapshotServer
+
     database = Database.open(node.settings.root / "state", tables=journal.TABLES)
     try:
         server = SnapshotServer.build(

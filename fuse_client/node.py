@@ -80,7 +80,7 @@ class Node:
                 chunks=store.chunks,
                 live_bytes=store.live_bytes,
                 file_bytes=store.file_bytes,
-                quota_bytes=store.quota_bytes,
+                quota_bytes=int(store.quota_bytes),
                 failure=self.keeper.failure,
             ),
             proxies=tuple(

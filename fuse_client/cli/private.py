@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from fastpull.config.node import NodeSettings
 from fastpull.fuse_client.cli.connection import DaemonConnection
+from fastpull.fuse_client.control_messages import FEATURES_FILE
 from fastpull.fuse_client.drivers.mounts import mounts_below
 from fastpull.fuse_client.errors import DaemonError
 
@@ -36,6 +38,7 @@ class PrivateDaemon:
     def start(self, config: Path | None) -> None:
         """Start it and wait until it serves. Raise ``DaemonError`` with the last words of its log."""
         self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._share_features(self._settings.run_dir, self._run_dir)
         read_fd, write_fd = os.pipe()
         command = [sys.executable, "-P", "-m", "fastpull.fuse_client", "serve", "--no-snapshotter"]
         command += ["--run-dir", str(self._run_dir), "--root", str(self._root), "--ready-fd", str(write_fd)]
@@ -63,6 +66,7 @@ class PrivateDaemon:
                     "the daemon for this mount did not start: " + (words[-1] if words else "it said nothing"),
                     remedy="fastpull-node serve --no-snapshotter shows more",
                 )
+        self._share_features(self._run_dir, self._settings.run_dir)
 
     def stop(self) -> None:
         """End it, unmounting what it has, and remove its directories. None there is fine."""
@@ -75,6 +79,13 @@ class PrivateDaemon:
             if mounts_below(directory):
                 raise DaemonError(f"{directory} still has mounts", remedy=f"umount them, then remove {directory}")
             shutil.rmtree(directory, ignore_errors=True)
+
+    @staticmethod
+    def _share_features(known: Path, wanted: Path) -> None:
+        """What the kernel can is found out once for all daemons; it takes half a second."""
+        with contextlib.suppress(OSError):
+            if not (wanted / FEATURES_FILE).exists():
+                shutil.copyfile(known / FEATURES_FILE, wanted / FEATURES_FILE)
 
     def _wait_for_end(self) -> None:
         deadline = time.monotonic() + _END_SECONDS

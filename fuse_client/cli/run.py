@@ -26,13 +26,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Failures become one line with the cause, one with the remedy, and a code."""
     options = build_parser().parse_args(arguments)
     try:
-        return _dispatch(options, _load(options))
+        code = _dispatch(options, _load(options))
+        sys.stdout.flush()
+        return code
     except NodeError as exc:
         return _fail(str(exc), exc.remedy, EXIT_FAILED)
     except (CacheError, ImageError) as exc:
         return _fail(str(exc), "", EXIT_FAILED)
     except ConfigError as exc:
         return _fail(str(exc), "every key with its default stands in deploy/examples/node.toml", EXIT_USAGE)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has left: no complaint about that
+        return 0
     except OSError as exc:
         return _fail(f"{exc.filename or 'a system call'}: {exc.strerror or exc}", "", EXIT_FAILED)
     except KeyboardInterrupt:
