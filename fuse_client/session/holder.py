@@ -82,7 +82,7 @@ def _listen(path: str) -> socket.socket:
         listener.bind(path)
     finally:
         os.umask(old)
-    listener.listen(_MAX_CLIENTS)
+    listener.listen(128)
     return listener
 
 
@@ -107,19 +107,19 @@ class Holder:
         self._listener = listener
         self._clients: dict[int, socket.socket] = {}
         self._kept: dict[str, int] = {}
-        self._stopping = False
 
     def run(self) -> None:
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
-        while not self._stopping:
+        while self._listener.fileno() >= 0:  # until told to stop
             for fd, _ in poll.poll():
-                if fd == self._listener.fileno():
+                if fd not in self._clients:
                     self._accept(poll)
                 elif not self._serve(self._clients[fd]):
                     poll.unregister(fd)
                     self._clients.pop(fd).close()
-        os.unlink(self._listener.getsockname())  # noqa: PTH108
+                if self._listener.fileno() < 0:
+                    break
 
     def _accept(self, poll: select.poll) -> None:
         try:
@@ -159,7 +159,9 @@ class Holder:
             names = [name for name in list(self._kept) if self._alive(name)]
             return " ".join(["ok", str(VERSION), str(os.getpid()), *names]).encode(), ()
         if verb == "stop" and not name:
-            self._stopping = True
+            # Before the answer: who has it must not find this holder any more.
+            os.unlink(self._listener.getsockname())  # noqa: PTH108
+            self._listener.close()
             return b"ok", ()
         if not 0 < len(name) <= MAX_NAME or not _NAME_CHARACTERS.issuperset(name):
             return b"error no such request", ()

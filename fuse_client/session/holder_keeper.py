@@ -8,6 +8,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from fastpull.fuse_client.session import holder
@@ -32,23 +33,22 @@ class HolderKeeper:
     @classmethod
     def connect(cls, run_dir: Path) -> HolderKeeper | None:
         """The holder of ``run_dir``; None = none runs."""
+        path = run_dir / holder.SOCKET_NAME
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.settimeout(_ANSWER_SECONDS)
         try:
-            connection.connect(str(run_dir / holder.SOCKET_NAME))
-        except (FileNotFoundError, ConnectionRefusedError):
+            _connect(connection, path)
+            keeper = cls(connection, 0, 0)
+            words, _ = keeper._ask("hello")
+            keeper.version, keeper.pid = int(words[0]), int(words[1])
+        except (FileNotFoundError, ConnectionRefusedError, KeeperGoneError):
             connection.close()
             return None
         except OSError as exc:
             connection.close()
-            raise KeeperError(f"holder of {run_dir} can not be reached: {exc.strerror or exc}") from exc
-        keeper = cls(connection, 0, 0)
-        try:
-            words, _ = keeper._ask("hello")
-            keeper.version, keeper.pid = int(words[0]), int(words[1])
+            raise KeeperError(f"the holder at {path} can not be reached: {exc.strerror or exc}") from exc
         except (KeeperError, ValueError, IndexError) as exc:
             connection.close()
-            raise KeeperError(f"what listens at {run_dir / holder.SOCKET_NAME} is no holder: {exc}") from exc
+            raise KeeperError(f"what listens at {path} is no holder: {exc}") from exc
         return keeper
 
     @classmethod
@@ -98,13 +98,13 @@ class HolderKeeper:
     def _ask(self, text: str, *fds: int) -> tuple[list[str], list[int]]:
         try:
             socket.send_fds(self._connection, [text.encode()], list(fds))
-            packet, received, _flags, _address = socket.recv_fds(
-                self._connection, holder.MAX_PACKET, 1, socket.MSG_CMSG_CLOEXEC
-            )
+            packet, received, _flags, _address = socket.recv_fds(self._connection, holder.MAX_PACKET, 1)
         except TimeoutError as exc:
             raise KeeperError(f"{self.description} does not answer") from exc
         except OSError as exc:
             raise KeeperGoneError(f"{self.description} is gone: {exc.strerror or exc}") from exc
+        for fd in received:
+            os.set_inheritable(fd, False)
         if not packet:
             raise KeeperGoneError(f"{self.description} is gone")
         verdict, *words = packet.decode("ascii", "replace").split(" ")
@@ -113,6 +113,21 @@ class HolderKeeper:
                 os.close(fd)
             raise KeeperError(f"{self.description} refused {text!r}: {' '.join(words)}")
         return words, list(received)
+
+
+def _connect(connection: socket.socket, path: Path) -> None:
+    """Raise ``OSError``."""
+    connection.settimeout(_ANSWER_SECONDS)
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while True:
+        try:
+            connection.connect(str(path))
+        except BlockingIOError:  # its queue of connections is full
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 def _start(run_dir: Path) -> None:

@@ -1,0 +1,177 @@
+"""Daemons come and go, by kill -9 too; who reads notices nothing but a pause."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes.devices import pattern
+from harness.sessions import SessionDaemon, clear, finish_reader, session_directory, start_reader
+from harness.waiting import until
+
+from fastpull.fuse_client.drivers.mounts import is_mounted
+from fastpull.fuse_client.session.errors import SessionLockedError
+from fastpull.fuse_client.session.holder_keeper import HolderKeeper
+from fastpull.fuse_client.session.keeper import find_keeper
+from fastpull.fuse_client.session.takeover import DevicesMount
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
+
+SIZE = 2**20
+DATA = pattern(SIZE)
+
+
+def expected(offset: int, size: int) -> tuple[int, str]:
+    return size, hashlib.sha256(DATA[offset : offset + size]).hexdigest()
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Iterator[Path]:
+    with session_directory(tmp_path) as path:
+        yield path
+
+
+@pytest.fixture
+def blob(tmp_path: Path) -> Path:
+    path = tmp_path / "blob"
+    path.write_bytes(DATA)
+    return path
+
+
+@pytest.fixture
+def daemons(run_dir: Path, blob: Path) -> Iterator[dict[str, SessionDaemon]]:
+    """One daemon of each temper, not started."""
+    daemons = {mode: SessionDaemon(run_dir, mode, {"blob": blob}) for mode in ("local", "remote", "stuck")}
+    yield daemons
+    for daemon in daemons.values():
+        daemon.stop(group=False)
+
+
+def waits(reader: subprocess.Popen[str]) -> bool:
+    """Whether the reader sits in the kernel, waiting for FUSE."""
+    return reader.poll() is None and "fuse" in Path(f"/proc/{reader.pid}/stack").read_text()
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_a_read_that_a_daemon_left_open_is_answered_by_the_next(
+    daemons: dict[str, SessionDaemon], run_dir: Path, end: str
+) -> None:
+    """After kill -9 and after an orderly end alike: no error, the right bytes, whatever was asked meanwhile."""
+    daemons["stuck"].serve()
+    reader = start_reader(run_dir / "devices/blob", [(5, 10_000), (20_000, 10)])
+    until(lambda: waits(reader), "the reader waits")
+
+    if end == "kill":
+        daemons["stuck"].kill()
+    else:
+        daemons["stuck"].stop(group=False)
+    late = start_reader(run_dir / "devices/blob", [(77, 7)])
+    until(lambda: waits(late), "a reader waits while there is no daemon")
+    line = daemons["local"].serve()
+
+    assert "resumed=True lost=False" in line
+    assert finish_reader(reader) == [expected(5, 10_000), expected(20_000, 10)]
+    assert finish_reader(late) == [expected(77, 7)]
+
+
+def test_a_daemon_may_die_again_and_again(daemons: dict[str, SessionDaemon], run_dir: Path) -> None:
+    """The same open read survives three daemons: what was sent again once can be sent again twice."""
+    daemons["stuck"].serve()
+    reader = start_reader(run_dir / "devices/blob", [(0, SIZE)])
+    until(lambda: waits(reader), "the reader waits")
+    for _ in range(2):
+        daemons["stuck"].kill()
+        daemons["stuck"].serve()
+
+    daemons["stuck"].kill()
+    daemons["remote"].serve()
+
+    assert finish_reader(reader) == [expected(0, SIZE)]
+
+
+def test_two_daemons_at_once_are_refused(daemons: dict[str, SessionDaemon], run_dir: Path) -> None:
+    """The error names the one that serves; the first goes on."""
+    daemons["local"].serve()
+
+    with pytest.raises(SessionLockedError, match=f"pid {daemons['local'].pid}"):
+        DevicesMount.open(run_dir, lambda path: find_keeper(path, {}), lock_seconds=0.2)
+
+    assert finish_reader(start_reader(run_dir / "devices/blob", [(0, 10)])) == [expected(0, 10)]
+
+
+def test_without_its_holder_a_mount_dies_and_a_new_one_takes_its_place(
+    daemons: dict[str, SessionDaemon], run_dir: Path
+) -> None:
+    """Holder and daemon both killed: open files fail instead of hanging, and the next daemon says what was lost."""
+    daemons["stuck"].serve()
+    reader = start_reader(run_dir / "devices/blob", [(0, 10)])
+    until(lambda: waits(reader), "the reader waits")
+    keeper = HolderKeeper.connect(run_dir)
+    assert keeper is not None
+    keeper.stop()
+    keeper.close()
+    daemons["stuck"].kill()
+
+    assert finish_reader(reader) == [(-errno.ECONNABORTED, "")]
+    line = daemons["local"].serve()
+
+    assert "resumed=False lost=True" in line
+    assert finish_reader(start_reader(run_dir / "devices/blob", [(0, 10)])) == [expected(0, 10)]
+
+
+def test_a_lost_holder_is_replaced_while_the_daemon_lives(run_dir: Path) -> None:
+    """The daemon still has the descriptor: it leaves it with a new holder, and nothing was lost."""
+    mount = DevicesMount.open(run_dir, lambda path: find_keeper(path, {}))
+    try:
+        keeper = mount.keeper
+        assert isinstance(keeper, HolderKeeper)
+        keeper.stop()
+
+        mount.keep_again(HolderKeeper.connect_or_start(run_dir))
+    finally:
+        mount.close()
+
+    again = DevicesMount.open(run_dir, lambda path: find_keeper(path, {}))
+    assert again.resumed
+    again.unmount()
+    again.close()
+
+
+def test_an_unmount_ends_the_mount_and_lets_readers_go(daemons: dict[str, SessionDaemon], run_dir: Path) -> None:
+    """Also one that waits; the keeper has nothing any more, and the next daemon begins afresh."""
+    daemons["stuck"].serve()
+    reader = start_reader(run_dir / "devices/blob", [(0, 10)])
+    until(lambda: waits(reader), "the reader waits")
+    daemons["stuck"].kill()
+    mount = DevicesMount.open(run_dir, lambda path: find_keeper(path, {}))
+
+    mount.unmount()
+    mount.close()
+
+    assert finish_reader(reader) == [(-errno.ECONNABORTED, "")]
+    assert not is_mounted(run_dir / "devices")
+    assert "resumed=False lost=False" in daemons["local"].serve()
+
+
+def test_a_mount_that_somebody_removed_is_still_served(daemons: dict[str, SessionDaemon], run_dir: Path) -> None:
+    """Files that are open go on; the log says what does not."""
+    daemons["local"].serve()
+    holder = os.open(run_dir / "devices", os.O_PATH)  # keeps the mount alive, as an EROFS on top of it does
+    try:
+        daemons["local"].kill()
+        subprocess.run(["umount", "-l", run_dir / "devices"], check=True, timeout=60)
+
+        assert "resumed=True" in daemons["local"].serve()
+        assert "was unmounted while in use" in daemons["local"].log_tail()
+        assert finish_reader(start_reader(Path(f"/proc/{os.getpid()}/fd/{holder}/blob"), [(0, 10)])) == [
+            expected(0, 10)
+        ]
+    finally:
+        daemons["local"].stop(group=False)
+        clear(run_dir)
+        os.close(holder)
