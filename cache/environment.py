@@ -19,12 +19,13 @@ from fastpull.cache.errors import CacheError, StoreFullError, StoreVersionError
 MAX_READERS = 1024  # threads with an open read transaction, of all processes together
 
 
-def open_environment(path: Path, *, map_bytes: int, databases: int, sync: bool = True) -> lmdb.Environment:
-    """Open or create the environment in the directory ``path``.
+def open_environment(
+    path: Path, *, map_bytes: int, databases: int, sync: bool = True, metasync: bool = False
+) -> lmdb.Environment:
+    """Open or create the environment in the directory ``path``. Raise ``CacheError`` with the cause.
 
-    ``metasync`` is off: a commit flushes the data it points to before it writes the pointer, and leaves the
-    pointer to the next flush. After a power loss the newest commits may be undone; none is ever half there.
-    Raise ``CacheError`` with the cause.
+    With ``sync`` a commit flushes the data it points to before it writes the pointer; with ``metasync`` the
+    pointer too, else it is left to the next flush, and a power loss may undo the newest commit, never half of it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -37,7 +38,7 @@ def open_environment(path: Path, *, map_bytes: int, databases: int, sync: bool =
             max_dbs=databases,
             max_readers=MAX_READERS,
             max_spare_txns=16,  # reset and renewed, a read transaction costs 0.9 us
-            metasync=False,
+            metasync=metasync,
             sync=sync,
             meminit=False,  # pages are written whole; zeroing them first is a tenth of a put
             mode=0o640,

@@ -1,8 +1,10 @@
-"""Bytes of the chunk store on disk. Pure.
+"""Bytes of the chunk store on disk. Pure. All integers little-endian, those marked ``be`` big-endian.
 
-A chunk is an *entry* in the database ``index`` under its id (32 raw bytes), and its stored bytes, verbatim,
-in the database ``data`` under the entry's row. Rows count up, so chunks put together lie together, and
-neither a lookup of ids nor a change of the last use touches a page that holds data. Little-endian but the row:
+A store is a directory: ``index/`` is an LMDB environment, ``<number>.chunks`` are *segments*. A chunk's stored bytes
+lie in one segment, one chunk right behind the other without any framing, so that chunks put together are read
+together. All that is known of them stands in the index, in these databases:
+
+``index``: chunk id (32 bytes) → entry
 
     offset  size  type   field
     0       1     u8     version of the entry, 1
@@ -10,20 +12,28 @@ neither a lookup of ids nor a change of the last use touches a page that holds d
     2       2     -      zero
     4       4     u32    n, length of the stored bytes
     8       4     u32    length of the uncompressed bytes
-    12      4     -      zero
-    16      8     u64    last use, a tick: microseconds since the epoch, made unique within the store
-    24      8     u64be  row
+    12      4     u32    number of the segment
+    16      8     u64    offset in the segment
+    24      8     u64    last use: a tick, that is microseconds since the epoch, made unique in the store
 
-The database ``uses`` maps a tick (u64be) to the id last used then: the order of eviction. ``meta`` holds under
-``format`` the version of the whole store (u32), and under ``accounts``:
+``uses``: tick (u64be) → chunk id. The order of eviction.
 
-    offset  size  type   field
-    0       8     u64    bytes that count towards the quota
-    8       8     u64    chunks
-    16      8     u64    next row
-    24      8     u64    last tick given
+``places``: segment (u32be), offset (u64be) → length (u32), chunk id. The neighbours of a freed place.
 
-A reader refuses a store of a newer format, and treats a single entry of a newer version as missing.
+``segments``: number (u32be) → segment
+
+    0       8     u64    end of the committed bytes; what lies behind is of a writer that did not commit
+    8       8     u64    bytes of live chunks
+    16      8     u64    end of the bytes known to be on disk
+    24      1     u8     1 = sealed, nothing is appended any more
+
+``freed``: transaction (u64be), counter (u32be) → segment (u32), start (u64), end (u64). Ranges to be given back to
+the file system when no reader is older than the transaction; end 2**64-1 means the file itself.
+
+``meta``: ``format`` → version of all this (u32); ``boot`` → id of the boot in which it was last written;
+``accounts`` → bytes that count towards the quota, chunks, next segment number, last tick (four u64).
+
+A store of a newer format is refused; a single entry of a newer version counts as missing.
 """
 
 from __future__ import annotations
@@ -37,21 +47,23 @@ from fastpull.cache.store import Encoding
 
 FORMAT = 1
 ENTRY_VERSION = 1
-MAX_RECORD_BYTES = 1 << 24
+OVERHEAD = 224
+"""Index bytes of a chunk, measured: its share of half-filled pages of random keys and of full ones of ordered keys."""
 
-ENTRY = struct.Struct("<BB2xII4xQ8s")
-ROW = struct.Struct(">Q")
+ENTRY = struct.Struct("<BB2xIIIQQ")
 TICK = struct.Struct(">Q")
+PLACE_KEY = struct.Struct(">IQ")
+PLACE = struct.Struct("<I32s")
+SEGMENT_KEY = struct.Struct(">I")
+FREED_KEY = struct.Struct(">QI")
+FREED = struct.Struct("<IQQ")
+WHOLE_FILE = 2**64 - 1
+_SEGMENT = struct.Struct("<QQQB")
 _ACCOUNTS = struct.Struct("<4Q")
 _FORMAT = struct.Struct("<I")
 
 ENCODINGS = (Encoding.RAW, Encoding.ZSTD)
 """Indexed by the byte on disk: a fifth of the cost of calling the enum."""
-
-PAGE = 4096
-_PAGE_HEADER = 16
-_INLINE = 2022  # LMDB keeps a longer value in pages of its own
-OVERHEAD = 160  # the entry, the use and their share of half-filled index pages
 
 
 class Entry(NamedTuple):
@@ -60,47 +72,61 @@ class Entry(NamedTuple):
     encoding: Encoding
     length: int  # stored bytes
     size: int  # uncompressed bytes
+    segment: int
+    offset: int
     tick: int
-    row: bytes
+
+
+class Segment(NamedTuple):
+    end: int = 0
+    live_bytes: int = 0
+    synced: int = 0
+    is_sealed: bool = False
 
 
 class Accounts(NamedTuple):
     live_bytes: int = 0
     chunks: int = 0
-    next_row: int = 1
+    next_segment: int = 1
     last_tick: int = 0
 
 
 def footprint(length: int) -> int:
     """The bytes that a chunk of ``length`` stored bytes occupies on disk, and counts towards the quota."""
-    if length <= _INLINE:
-        return length + OVERHEAD
-    return -(-(length + _PAGE_HEADER) // PAGE) * PAGE + OVERHEAD
+    return length + OVERHEAD
 
 
 def pack_entry(entry: Entry) -> bytes:
-    return ENTRY.pack(ENTRY_VERSION, entry.encoding, entry.length, entry.size, entry.tick, entry.row)
+    encoding, length, size, segment, offset, tick = entry
+    return ENTRY.pack(ENTRY_VERSION, encoding, length, size, segment, offset, tick)
 
 
-def unpack_entry(chunk: ChunkId, data: bytes | memoryview) -> Entry | None:
+def unpack_entry(chunk: ChunkId, data: bytes) -> Entry | None:
     """``None`` for an entry of a newer version. Raise ``ChunkCorruptError`` for bytes that are no entry."""
-    if not data or data[0] != ENTRY_VERSION:
-        if data and data[0] > ENTRY_VERSION:
-            return None
-        raise ChunkCorruptError(chunk, "its index entry is no entry")
+    if data and data[0] > ENTRY_VERSION:
+        return None
     if len(data) != ENTRY.size:
         raise ChunkCorruptError(chunk, f"its index entry has {len(data)} bytes instead of {ENTRY.size}")
-    _, encoding, length, size, tick, row = ENTRY.unpack(data)
-    if encoding >= len(ENCODINGS):
-        raise ChunkCorruptError(chunk, f"its index entry names the encoding {encoding}")
-    return Entry(ENCODINGS[encoding], length, size, tick, row)
+    version, encoding, length, size, segment, offset, tick = ENTRY.unpack(data)
+    if version != ENTRY_VERSION or encoding >= len(ENCODINGS):
+        raise ChunkCorruptError(chunk, f"its index entry has version {version} and encoding {encoding}")
+    return Entry(ENCODINGS[encoding], length, size, segment, offset, tick)
+
+
+def pack_segment(segment: Segment) -> bytes:
+    return _SEGMENT.pack(*segment)
+
+
+def unpack_segment(data: bytes) -> Segment:
+    end, live_bytes, synced, is_sealed = _SEGMENT.unpack(data)
+    return Segment(end, live_bytes, synced, bool(is_sealed))
 
 
 def pack_accounts(accounts: Accounts) -> bytes:
     return _ACCOUNTS.pack(*accounts)
 
 
-def unpack_accounts(data: bytes | memoryview | None) -> Accounts:
+def unpack_accounts(data: bytes | None) -> Accounts:
     return Accounts() if data is None else Accounts(*_ACCOUNTS.unpack(data))
 
 
@@ -108,7 +134,7 @@ def pack_format() -> bytes:
     return _FORMAT.pack(FORMAT)
 
 
-def check_format(data: bytes | memoryview, where: str) -> None:
+def check_format(data: bytes, where: str) -> None:
     """Raise ``StoreVersionError`` for a store that this version can not read."""
     (found,) = _FORMAT.unpack(data) if len(data) == _FORMAT.size else (0,)
     if found != FORMAT:

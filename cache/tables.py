@@ -10,8 +10,8 @@ One LMDB environment, one database of it per table, keys in UTF-8. A value is:
 The checksum covers table and key, so a value that turns up under a wrong key is damage too. ``meta`` holds the
 caller's version of the whole under ``version`` (u32, little-endian).
 
-Committed means on disk: a commit survives a killed process and, but for the pointer to the newest commit (see
-``environment.py``), a power loss; ``write(sync=True)`` flushes that as well. Any number of processes may open one database.
+Committed means on disk: a commit survives a killed process and a power loss. Any number of processes may open one
+database.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Database:
         names = list(tables)
         if _META in names:
             raise ValueError(f"{_META!r} is taken")
-        environment = open_environment(path, map_bytes=map_bytes, databases=len(names) + 1)
+        environment = open_environment(path, map_bytes=map_bytes, databases=len(names) + 1, metasync=True)
         try:
             return cls(environment, path, names, version)
         except BaseException:
@@ -76,22 +76,19 @@ class Database:
         return Table(self, name, self._databases[name], kind)
 
     @contextmanager
-    def write(self, *, sync: bool = False) -> Iterator[None]:
-        """All that this thread does to the tables inside the block happens together, or not at all.
+    def write(self) -> Iterator[None]:
+        """All that this thread does to the tables inside the block happens together, durably, or not at all.
 
-        Blocks other writers, also of other processes: no waiting inside. Blocks do not nest. ``sync`` returns only when
-        the commit itself can not be undone by a power loss. Raise ``StoreFullError`` when it does not fit.
+        Blocks other writers, also of other processes: no waiting inside. Blocks do not nest.
+        Raise ``StoreFullError`` when it does not fit.
         """
         if getattr(self._current, "transaction", None) is not None:
             raise RuntimeError("this thread writes already")
-        with translated(self.path):
-            with self._environment.begin(write=True) as self._current.transaction:
-                try:
-                    yield
-                finally:
-                    self._current.transaction = None
-            if sync:
-                self._environment.sync(True)
+        with translated(self.path), self._environment.begin(write=True) as self._current.transaction:
+            try:
+                yield
+            finally:
+                self._current.transaction = None
 
     @contextmanager
     def read(self) -> Iterator[None]:
@@ -104,11 +101,6 @@ class Database:
                 yield
             finally:
                 self._current.transaction = None
-
-    def sync(self) -> None:
-        """Make every commit up to now survive a power loss."""
-        with translated(self.path):
-            self._environment.sync(True)
 
     def close(self) -> None:
         self._environment.close()

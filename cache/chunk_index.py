@@ -1,0 +1,350 @@
+"""The index of the chunk store: what is where, what was used when, what can be given back.
+
+Everything in it changes in one LMDB transaction (``Change``), accounts included, so a process that is killed at
+any point leaves an index that is right. Bytes on disk: ``records.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Iterable, Iterator
+from pathlib import Path
+from typing import Self
+
+import lmdb
+
+from fastpull.cache.digest import ChunkId
+from fastpull.cache.environment import open_environment, translated
+from fastpull.cache.errors import ChunkCorruptError
+from fastpull.cache.eviction import Candidate, choose
+from fastpull.cache.power_loss import UnflushedMarker
+from fastpull.cache.records import (
+    FREED,
+    FREED_KEY,
+    PLACE,
+    PLACE_KEY,
+    SEGMENT_KEY,
+    TICK,
+    WHOLE_FILE,
+    Accounts,
+    Entry,
+    Segment,
+    check_format,
+    footprint,
+    pack_accounts,
+    pack_entry,
+    pack_format,
+    pack_segment,
+    unpack_accounts,
+    unpack_entry,
+    unpack_segment,
+)
+
+USE_GRAIN_SECONDS = 60.0
+"""A use so soon after the recorded one is not recorded: a busy chunk costs one small write a minute at most."""
+
+VICTIMS_PER_CHANGE = 1024  # so that other writers wait for milliseconds
+_READER = re.compile(r"^\s*\d+\s+[0-9a-fx]+\s+(\d+)\s*$", re.MULTILINE)
+_DATABASES = ("meta", "index", "uses", "places", "segments", "freed")
+
+
+class ChunkIndex:
+    """The environment and its databases."""
+
+    def __init__(self, environment: lmdb.Environment, path: Path, marker: UnflushedMarker | None) -> None:
+        self.environment = environment
+        self.path = path
+        self.marker = marker
+        with translated(path), environment.begin(write=True) as transaction:
+            handles = [environment.open_db(name.encode(), transaction) for name in _DATABASES]
+            self.meta, self.index, self.uses, self.places, self.segments, self.freed = handles
+            found = transaction.get(b"format", db=self.meta)
+            if found is None:
+                transaction.put(b"format", pack_format(), db=self.meta)
+            else:
+                check_format(found, str(path))
+
+    @classmethod
+    def open(cls, path: Path, *, map_bytes: int, marker: UnflushedMarker | None) -> Self:
+        """With a ``marker``, commits are not flushed, and it is set while that is so."""
+        sync = marker is None
+        environment = open_environment(path, map_bytes=map_bytes, databases=len(_DATABASES), sync=sync)
+        try:
+            return cls(environment, path, marker)
+        except BaseException:
+            environment.close()
+            raise
+
+    def change(self, now: float) -> Change:
+        """A write transaction, as a context manager. ``now`` in seconds since the epoch."""
+        return Change(self, now)
+
+    def read(self) -> lmdb.Transaction[bytes]:
+        return self.environment.begin()
+
+    def all_segments(self, transaction: lmdb.Transaction[bytes]) -> dict[int, Segment]:
+        cursor = transaction.cursor(self.segments)
+        return {SEGMENT_KEY.unpack(key)[0]: unpack_segment(data) for key, data in cursor}
+
+    def chunks_behind(self, transaction: lmdb.Transaction[bytes], number: int, offset: int) -> list[ChunkId]:
+        """The chunks of a segment from ``offset`` on, in their order."""
+        found = []
+        cursor = transaction.cursor(self.places)
+        more = cursor.set_range(PLACE_KEY.pack(number, offset))
+        while more and PLACE_KEY.unpack(cursor.key())[0] == number:
+            found.append(ChunkId(PLACE.unpack(cursor.value())[1]))
+            more = cursor.next()
+        return found
+
+    def flush(self) -> int:
+        """Put every commit on the disk. Return the number of the last one."""
+        if self.marker is None:
+            last = self.environment.info()["last_txnid"]
+            self.environment.sync(True)
+            return last
+        with self.environment.begin(write=True) as transaction:  # keeps others from committing meanwhile
+            self.environment.sync(True)
+            self.marker.clear()
+            last = transaction.id() - 1
+            transaction.abort()
+        return last
+
+    def oldest_reader(self) -> int | None:
+        """The oldest transaction that somebody, in whatever process, still looks at."""
+        self.environment.reader_check()
+        seen = [int(number) for number in _READER.findall(self.environment.readers())]
+        return min(seen, default=None)
+
+
+class Change:
+    """One write transaction: commits when its block ends, aborts when it raises."""
+
+    def __init__(self, index: ChunkIndex, now: float) -> None:
+        self._at = index
+        self._now = int(now * 1e6)
+        self._freed_counter = 0
+        self._is_dirty = False
+
+    def __enter__(self) -> Self:
+        with translated(self._at.path):
+            self.transaction = self._at.environment.begin(write=True)
+        self._before = unpack_accounts(self.transaction.get(b"accounts", db=self._at.meta))
+        self.live_bytes, self._chunks, self._next_segment, self._last_tick = self._before
+        self._segments: dict[int, Segment] = {}
+        self._known: dict[int, Segment] = {}  # as committed
+        self._gone: list[tuple[int, int, int]] = []  # segment, offset, length of removed chunks
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _trace: object) -> None:
+        with translated(self._at.path):
+            if exc is not None:
+                self.transaction.abort()
+                if isinstance(exc, lmdb.Error):
+                    raise exc  # again, to be translated
+                return
+            try:
+                self._finish()
+                if not self._is_dirty:
+                    self.transaction.abort()
+                    return
+                if self._at.marker is not None:
+                    self._at.marker.set()
+                self.transaction.commit()
+            except BaseException:
+                self.transaction.abort()
+                raise
+
+    @property
+    def number(self) -> int:
+        return self.transaction.id()
+
+    def find(self, chunk: ChunkId) -> Entry | None:
+        """An unreadable entry counts as absent, so that it can be replaced."""
+        data = self.transaction.get(chunk, db=self._at.index)
+        if data is None:
+            return None
+        try:
+            return unpack_entry(chunk, data)
+        except ChunkCorruptError:
+            return None
+
+    def add(self, chunk: ChunkId, entry: Entry) -> int:
+        """Add a chunk that is not there. Return the bytes that it takes of the quota."""
+        entry = entry._replace(tick=self._tick())
+        self._place(chunk, entry)
+        self._put(TICK.pack(entry.tick), chunk, append=True, db=self._at.uses)
+        self._chunks += 1
+        self.live_bytes += footprint(entry.length)
+        return footprint(entry.length)
+
+    def move(self, chunk: ChunkId, old: Entry, new: Entry) -> None:
+        """The chunk's bytes have been copied to another place; its last use stays."""
+        self._leave(old)
+        self._place(chunk, new._replace(tick=old.tick))
+
+    def remove(self, chunk: ChunkId) -> int:
+        """Return the bytes freed."""
+        known = self.find(chunk)
+        if known is None:
+            self._delete(chunk, db=self._at.index)
+            return 0
+        self._leave(known)
+        self._delete(chunk, db=self._at.index)
+        self._delete(TICK.pack(known.tick), db=self._at.uses)
+        self._chunks -= 1
+        self.live_bytes -= footprint(known.length)
+        return footprint(known.length)
+
+    def use(self, chunks: Iterable[ChunkId]) -> None:
+        """Mark chunks as used now; absent ones are fine."""
+        for chunk in sorted(chunks):  # neighbours in the index share pages
+            known = self.find(chunk)
+            if known is None or self._now - known.tick < USE_GRAIN_SECONDS * 1e6:
+                continue
+            self._delete(TICK.pack(known.tick), db=self._at.uses)
+            used = known._replace(tick=self._tick())
+            self._put(chunk, pack_entry(used), db=self._at.index)
+            self._put(TICK.pack(used.tick), chunk, append=True, db=self._at.uses)
+
+    def evict(self, target: int, *, in_use: Callable[[ChunkId], bool], never: Container[ChunkId] = frozenset()) -> int:
+        """One step towards ``target`` live bytes. Return the bytes freed; 0 = there or as near as possible."""
+        need = self.live_bytes - max(target, 0)
+        if need <= 0:
+            return 0
+        choice = choose(self._oldest_first(), need, in_use=in_use, never=never, limit=VICTIMS_PER_CHANGE)
+        freed = sum(self.remove(victim.chunk) for victim in choice.victims)
+        # What is in use is used now: without this every eviction would walk past the same old chunks again.
+        self.use(choice.passed_over)
+        return freed
+
+    def segment(self, number: int) -> Segment | None:
+        if number not in self._segments:
+            data = self.transaction.get(SEGMENT_KEY.pack(number), db=self._at.segments)
+            if data is None:
+                return None
+            self._segments[number] = self._known[number] = unpack_segment(data)
+        return self._segments[number]
+
+    def all_segments(self) -> dict[int, Segment]:
+        return self._at.all_segments(self.transaction) | self._segments
+
+    def segment_count(self) -> int:
+        return self.transaction.stat(self._at.segments)["entries"]
+
+    def has_freed(self) -> bool:
+        return self.transaction.stat(self._at.freed)["entries"] > 0
+
+    def new_segment(self) -> int:
+        number = self._next_segment
+        self._next_segment += 1
+        self._segments[number] = Segment()
+        return number
+
+    def take_freed(self, before: int) -> list[tuple[int, int, int]]:
+        """Take the ranges freed by transactions up to ``before``, for giving them back."""
+        taken = []
+        cursor = self.transaction.cursor(self._at.freed)
+        cursor.first()
+        while (key := cursor.key()) and FREED_KEY.unpack(key)[0] <= before:
+            taken.append(FREED.unpack(cursor.value()))
+            self._is_dirty = cursor.delete()  # and move to the next
+        return taken
+
+    def waste(self, entry: Entry) -> None:
+        """The place of ``entry`` was written in vain. It counts as committed, so that nobody writes there again."""
+        segment = self.segment(entry.segment) or Segment()
+        end = entry.offset + entry.length
+        self._segments[entry.segment] = segment._replace(end=max(segment.end, end))
+        self.free(entry.segment, entry.offset, end)
+
+    def seal(self, number: int) -> None:
+        self._segments[number] = (self.segment(number) or Segment())._replace(is_sealed=True)
+
+    def mark_synced(self, number: int, end: int) -> None:
+        segment = self.segment(number)
+        if segment is not None and segment.synced < end:
+            self._segments[number] = segment._replace(synced=end)
+
+    def free(self, segment: int, start: int, end: int) -> None:
+        """Give the range back to the file system once nobody can look at it any more."""
+        key = FREED_KEY.pack(self.number, self._freed_counter)
+        self._freed_counter += 1
+        self._put(key, FREED.pack(segment, start, end), db=self._at.freed)
+
+    def boot(self) -> bytes | None:
+        return self.transaction.get(b"boot", db=self._at.meta)
+
+    def set_boot(self, boot: bytes) -> None:
+        self._put(b"boot", boot, db=self._at.meta)
+
+    def _put(self, key: bytes, value: bytes, *, db: lmdb._Database, append: bool = False) -> None:
+        self._is_dirty = True
+        self.transaction.put(key, value, append=append, db=db)
+
+    def _delete(self, key: bytes, *, db: lmdb._Database) -> None:
+        self._is_dirty = True
+        self.transaction.delete(key, db=db)
+
+    def _tick(self) -> int:
+        self._last_tick = max(self._now, self._last_tick + 1)
+        return self._last_tick
+
+    def _place(self, chunk: ChunkId, entry: Entry) -> None:
+        self._put(chunk, pack_entry(entry), db=self._at.index)
+        key = PLACE_KEY.pack(entry.segment, entry.offset)
+        self._put(key, PLACE.pack(entry.length, chunk), db=self._at.places)
+        segment = self.segment(entry.segment) or Segment()
+        end = max(segment.end, entry.offset + entry.length)
+        self._segments[entry.segment] = segment._replace(end=end, live_bytes=segment.live_bytes + entry.length)
+
+    def _leave(self, entry: Entry) -> None:
+        self._delete(PLACE_KEY.pack(entry.segment, entry.offset), db=self._at.places)
+        segment = self.segment(entry.segment)
+        if segment is not None:
+            self._segments[entry.segment] = segment._replace(live_bytes=segment.live_bytes - entry.length)
+            self._gone.append((entry.segment, entry.offset, entry.length))
+
+    def _oldest_first(self) -> Iterator[Candidate]:
+        for data in self.transaction.cursor(self._at.uses).iternext(keys=False):
+            chunk = ChunkId(data)
+            known = self.find(chunk)
+            if known is not None:
+                yield Candidate(chunk, footprint(known.length))
+
+    def _finish(self) -> None:
+        self._free_gaps()
+        for number, segment in self._segments.items():
+            if segment == self._known.get(number):
+                continue
+            key = SEGMENT_KEY.pack(number)
+            if segment.is_sealed and not segment.live_bytes:
+                self.free(number, 0, WHOLE_FILE)
+                self._delete(key, db=self._at.segments)
+            else:
+                self._put(key, pack_segment(segment), db=self._at.segments)
+        accounts = Accounts(self.live_bytes, self._chunks, self._next_segment, self._last_tick)
+        if accounts != self._before:
+            self._put(b"accounts", pack_accounts(accounts), db=self._at.meta)
+
+    def _free_gaps(self) -> None:
+        """Each removed chunk leaves a gap that reaches from the live chunk before it to the one behind it."""
+        done = (0, 0)  # segment and end of the gap found last
+        for segment, offset, _length in sorted(self._gone):
+            if (segment, offset) < done:
+                continue
+            start, end = self._gap(segment, offset)
+            self.free(segment, start, end)
+            done = (segment, end)
+
+    def _gap(self, segment: int, offset: int) -> tuple[int, int]:
+        cursor = self.transaction.cursor(self._at.places)
+        known = self.segment(segment)
+        start, end = 0, known.end if known else offset
+        found = cursor.set_range(PLACE_KEY.pack(segment, offset))
+        if found and (place := PLACE_KEY.unpack(cursor.key()))[0] == segment:
+            end = place[1]
+        if cursor.prev() if found else cursor.last():
+            number, before = PLACE_KEY.unpack(cursor.key())
+            if number == segment:
+                start = before + PLACE.unpack(cursor.value())[0]
+        return start, end

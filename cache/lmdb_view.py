@@ -1,0 +1,82 @@
+"""Reading chunks from the store on disk: the hot path of the node and of the proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+from fastpull.cache.chunk_index import ChunkIndex
+from fastpull.cache.digest import ChunkId
+from fastpull.cache.errors import ChunkCorruptError
+from fastpull.cache.records import ENCODINGS, ENTRY, ENTRY_VERSION, unpack_entry
+from fastpull.cache.segments import Segments
+from fastpull.cache.store import StoredChunk
+
+_WORTH_READING_AHEAD = 128 * 1024  # below, the faults of the reader do as well
+_GAP = 64 * 1024  # read through rather than around
+
+_new_tuple = tuple.__new__
+
+
+class LmdbView:
+    """A read transaction. ``get`` copies nothing; its buffers are valid until the ``with`` block ends.
+
+    1.8 us for a chunk, and 1.1 to open and close the view. A buffer is a slice of a mapped file: where the disk
+    fails, system calls that read it (``writev``) fail with ``EFAULT``, but touching it kills the process.
+    """
+
+    __slots__ = ("_find", "_maps", "_segments", "_transaction")
+
+    def __init__(self, index: ChunkIndex, segments: Segments) -> None:
+        self._transaction = index.environment.begin(index.index)
+        self._find = self._transaction.get
+        self._segments = segments
+        self._maps = segments.maps
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._transaction.abort()
+
+    def get(self, chunk: ChunkId) -> StoredChunk | None:
+        """Raise ``ChunkCorruptError`` where the record's parts contradict each other."""
+        entry = self._find(chunk)
+        if entry is None:
+            return None
+        try:
+            version, encoding, length, size, segment, offset, _ = ENTRY.unpack(entry)
+            data = self._maps[segment][offset : offset + length]
+            if version == ENTRY_VERSION and len(data) == length:
+                # Twice as fast as the constructor of a NamedTuple, on the hottest line of the node.
+                return _new_tuple(StoredChunk, (ENCODINGS[encoding], size, data))
+        except Exception as exc:  # whatever a damaged record leads to
+            if unpack_entry(chunk, entry) is None:
+                return None  # of a newer version
+            raise ChunkCorruptError(chunk, f"its record can not be read ({exc})") from exc
+        if unpack_entry(chunk, entry) is None:
+            return None
+        raise ChunkCorruptError(chunk, f"its segment {segment} ends before it")
+
+    def get_many(self, chunks: Sequence[ChunkId]) -> list[StoredChunk | None]:
+        """``get`` for each, after what lies together and is not in the page cache was read in large reads.
+
+        Blocks for the disk, without the GIL. A MiB of 64 KiB chunks that is not cached costs one read instead
+        of sixteen times the kernel's wait for a page fault.
+        """
+        spans: list[list[int]] = []
+        last = -1
+        for chunk in chunks:
+            entry = self._find(chunk)
+            if entry is None or len(entry) != ENTRY.size:
+                continue
+            _, _, length, _, segment, offset, _ = ENTRY.unpack(entry)
+            if segment == last and 0 <= offset - spans[-1][2] <= _GAP:
+                spans[-1][2] = offset + length
+            else:
+                spans.append([segment, offset, offset + length])
+                last = segment
+        for segment, start, end in spans:
+            if end - start >= _WORTH_READING_AHEAD:
+                self._segments.warm(segment, start, end)
+        return [self.get(chunk) for chunk in chunks]

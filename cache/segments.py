@@ -1,0 +1,236 @@
+"""The files that hold the chunks' bytes: appended to by one process, mapped by all, emptied by holes."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import cast
+
+from fastpull.cache.records import WHOLE_FILE
+
+log = logging.getLogger(__name__)
+
+BLOCK = 4096
+_IOV_MAX = 1024
+_KEEP_SIZE = 1
+_PUNCH_HOLE = 2
+_SUFFIX = ".chunks"
+_SCRATCH_BYTES = 1 << 20
+_ONE_BYTE = bytearray(1)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+class Appender:
+    """The end of a segment. The process that holds it is the only one that writes there (``flock``)."""
+
+    def __init__(self, number: int, descriptor: int, position: int) -> None:
+        self.number = number
+        self.position = position  # where the next chunk goes
+        self.room = os.fstat(descriptor).st_size
+        self._descriptor = descriptor
+
+    def write(self, buffers: Sequence[bytes | memoryview]) -> None:
+        """Append all buffers. Raise ``OSError``; then nothing counts as written."""
+        for first in range(0, len(buffers), _IOV_MAX):
+            part = buffers[first : first + _IOV_MAX]
+            length = sum(map(len, part))
+            written = os.pwritev(self._descriptor, part, self.position)
+            if written < length:  # a full disk ends a long write short
+                rest = memoryview(b"".join(part))[written:]
+                while rest:
+                    step = os.pwrite(self._descriptor, rest, self.position + length - len(rest))
+                    rest = rest[step:]
+            self.position += length
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class SegmentMaps(dict[int, memoryview]):
+    """The bytes of each segment, mapped when first asked for."""
+
+    def __init__(self, open_segment: Callable[[int], int]) -> None:
+        super().__init__()
+        self._open = open_segment
+
+    def __missing__(self, number: int) -> memoryview:
+        view = memoryview(mmap.mmap(self._open(number), 0, prot=mmap.PROT_READ))
+        self[number] = view
+        return view
+
+    def release_resident(self) -> None:
+        """Take all mapped pages out of this process's resident set; they stay in the page cache."""
+        for view in list(self.values()):
+            cast("mmap.mmap", view.obj).madvise(mmap.MADV_DONTNEED)
+
+
+class _Scratch(threading.local):
+    def __init__(self) -> None:
+        self.buffer = bytearray(_SCRATCH_BYTES)
+
+
+class Segments:
+    """The directory of segment files."""
+
+    def __init__(self, directory: Path, segment_bytes: int) -> None:
+        self.maps = SegmentMaps(self._descriptor)
+        self.segment_bytes = segment_bytes
+        self._directory = directory
+        self._descriptors: dict[int, int] = {}  # shared with the maps, and so the kernel's state of read-ahead
+        self._scratch = _Scratch()
+        self._lock = threading.Lock()
+        self._punches = True
+
+    def path(self, number: int) -> Path:
+        return self._directory / f"{number}{_SUFFIX}"
+
+    def numbers(self) -> list[int]:
+        stems = [path.stem for path in self._directory.glob(f"*{_SUFFIX}")]
+        return sorted(int(stem) for stem in stems if stem.isdecimal())
+
+    def create(self, number: int) -> Appender:
+        """The file has its final, sparse length at once, so that a map of it never has to grow.
+
+        Inside a write transaction that commits the number: a file that is there already is of one that did not.
+        """
+        self.path(number).unlink(missing_ok=True)
+        self.forget([number])
+        descriptor = os.open(self.path(number), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, self.segment_bytes)
+            return Appender(number, descriptor, 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def adopt(self, number: int, end: int) -> Appender | None:
+        """Go on where a process that is gone stopped; ``None`` when it is not gone.
+
+        What it wrote behind ``end`` was never committed and is given back.
+        """
+        try:
+            descriptor = os.open(self.path(number), os.O_RDWR)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            appender = Appender(number, descriptor, end)
+            self._punch(descriptor, end, appender.room)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return appender
+
+    def sweep(self, known: set[int]) -> None:
+        """Remove files that no committed segment stands for, unless a process is just creating them."""
+        for number in self.numbers():
+            if number not in known and (orphan := self.adopt(number, 0)) is not None:
+                self.path(number).unlink(missing_ok=True)
+                orphan.close()
+
+    def read(self, number: int, offset: int, length: int) -> bytes:
+        """A copy, read so that a failing disk raises ``OSError``; touching the map would kill the process."""
+        return os.pread(self._descriptor(number), length, offset)
+
+    def warm(self, number: int, start: int, end: int) -> None:
+        """Have a range read into the page cache, unless both its ends are there already. Never raises."""
+        scratch = self._scratch.buffer
+        try:
+            descriptor = self._descriptor(number)
+            try:
+                for position in (start, end - 1):
+                    os.preadv(descriptor, [_ONE_BYTE], position, os.RWF_NOWAIT)
+            except BlockingIOError:
+                for position in range(start, end, _SCRATCH_BYTES):
+                    os.preadv(descriptor, [memoryview(scratch)[: end - position]], position)
+        except OSError:
+            return  # whoever then reads the bytes gets to know
+
+    def free(self, number: int, ranges: Iterable[tuple[int, int]]) -> None:
+        """Give the whole blocks of the ranges back to the file system. Readers of them see zeros."""
+        try:
+            descriptor = os.open(self.path(number), os.O_RDWR)
+        except FileNotFoundError:
+            return
+        try:
+            length = os.fstat(descriptor).st_size
+            for start, end in ranges:
+                self._punch(descriptor, -(-start // BLOCK) * BLOCK, min(end, length) // BLOCK * BLOCK)
+        finally:
+            os.close(descriptor)
+
+    def remove(self, number: int) -> None:
+        # Other processes may have it mapped, and that alone would keep the blocks of a removed file.
+        self.free(number, [(0, WHOLE_FILE)])
+        self.path(number).unlink(missing_ok=True)
+        self.forget([number])
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Close segments that are gone. Buffers of them stay valid as long as somebody holds them."""
+        for number in numbers:
+            self.maps.pop(number, None)
+            with self._lock:
+                descriptor = self._descriptors.pop(number, None)
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        self.forget(list(self._descriptors))
+
+    def forget_removed(self) -> None:
+        """Let go of segments that another process removed. It did so because no view needs them any more."""
+        self.forget([number for number in list(self._descriptors) if not self.path(number).exists()])
+
+    def sync(self, number: int) -> None:
+        """Flush a segment's bytes to the disk, whoever wrote them."""
+        try:
+            descriptor = os.open(self.path(number), os.O_RDONLY)
+        except FileNotFoundError:
+            return
+        try:
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def allocated(self) -> int:
+        total = 0
+        for number in self.numbers():
+            try:
+                total += self.path(number).stat().st_blocks * 512
+            except FileNotFoundError:
+                continue
+        return total
+
+    def _descriptor(self, number: int) -> int:
+        descriptor = self._descriptors.get(number)
+        if descriptor is None:
+            with self._lock:
+                descriptor = self._descriptors.get(number)
+                if descriptor is None:
+                    descriptor = self._descriptors[number] = os.open(self.path(number), os.O_RDONLY)
+        return descriptor
+
+    def _punch(self, descriptor: int, start: int, end: int) -> None:
+        if start >= end or not self._punches:
+            return
+        if _libc.fallocate(descriptor, _PUNCH_HOLE | _KEEP_SIZE, start, end - start):
+            code = ctypes.get_errno()
+            if code != errno.EOPNOTSUPP:
+                raise OSError(code, os.strerror(code), str(self._directory))
+            self._punches = False
+            log.warning(
+                "%s: the file system punches no holes; evicted space returns a segment at a time", self._directory
+            )
