@@ -46,7 +46,7 @@ class Proxy:
     def is_ready(self) -> bool:
         return self.status_of("/readyz") == 200
 
-    def warm(self, image: str, *, seconds: float = 300.0) -> dict[str, Any]:
+    def warm(self, image: str, *, seconds: float = 120.0) -> dict[str, Any]:
         """Have an image indexed; returns the summary of ``fastpull-proxy warm --json``."""
         output = run(
             *(sys.executable, "-P", "-m", "fastpull.proxy", "warm", "--proxy", self.url, "--json", image),
