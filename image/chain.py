@@ -70,7 +70,7 @@ class _Device:
             if node.type is not EntryType.FILE or node in self.of:
                 continue
             count, rest = divmod(len(node.chunks), CHUNK_REF.size)
-            if rest or sum(size for _, size in CHUNK_REF.iter_unpack(node.chunks)) != node.size:
+            if rest or sum([size for _, size in CHUNK_REF.iter_unpack(node.chunks)]) != node.size:
                 raise IndexFormatError(f"{path!r} has {node.size} bytes, but its chunks have not")
             if not node.size:
                 continue

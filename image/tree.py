@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fastpull.image.layer_index import EntryType, LayerIndex
-from fastpull.image.node import Node
+from fastpull.image.node import Node, new_directory
 from fastpull.image.upper import UpperDirectory
 
 
@@ -34,7 +34,7 @@ def merge(layers: Sequence[LayerIndex]) -> Tree:
     xattrs of the topmost. A file's link count is that of its own layer's directory: names that upper layers
     hide still count, as they do in overlayfs.
     """
-    root = Node(EntryType.DIRECTORY, 0o755, 0, 0, 0)
+    root = new_directory()
     unpacked: list[UpperDirectory] = []  # topmost first
     for layer in layers:
         upper = UpperDirectory(unpacked, root)
@@ -59,7 +59,7 @@ def _lay_over(merged: Node, upper: Node) -> None:
             else:
                 target = into.children.get(name)
                 if target is None or target.type is not EntryType.DIRECTORY or node.opaque:
-                    target = into.children[name] = Node(EntryType.DIRECTORY, 0, 0, 0, 0)
+                    target = into.children[name] = new_directory()
                 target.mode, target.uid, target.gid = node.mode, node.uid, node.gid
                 target.mtime_ns, target.xattrs = node.mtime_ns, node.xattrs
                 pending.append((target, node))

@@ -31,7 +31,7 @@ from collections.abc import Iterable, Sequence
 
 from fastpull.image.errors import LayerFormatError, LimitExceededError
 from fastpull.image.layer_index import Entry, EntryType
-from fastpull.image.node import Node, Xattrs
+from fastpull.image.node import Node, Xattrs, new_directory, new_node, new_whiteout
 
 _MAX_NAME = 255
 _MAX_TARGET = 4095
@@ -48,7 +48,7 @@ class UpperDirectory:
     """One layer, unpacked over ``lowers`` (topmost first) whose merged tree is ``below``."""
 
     def __init__(self, lowers: Sequence[UpperDirectory], below: Node) -> None:
-        self.root = Node(EntryType.DIRECTORY, 0o755, 0, 0, 0)
+        self.root = new_directory()
         self._lowers = lowers
         self._below = below
         # Path as entries spell it → its directory. Valid until a directory or symlink is removed.
@@ -85,7 +85,7 @@ class UpperDirectory:
             if not self._lowers:
                 self._remove(parent, name)
             elif existing is None:
-                parent.children[name] = Node(EntryType.WHITEOUT, 0, 0, 0, 0)
+                parent.children[name] = new_whiteout()
         elif entry.type is EntryType.DIRECTORY and existing is not None and existing.type is EntryType.DIRECTORY:
             self._implied_nodes.discard(existing)
             existing.mode, existing.uid, existing.gid = entry.mode & 0o7777, entry.uid, entry.gid
@@ -117,11 +117,13 @@ class UpperDirectory:
         if type_ is EntryType.HARDLINK:
             return self._linked(entry)
         mtime_ns = _bounded(entry.mtime_ns)
+        xattrs = _settable(entry.xattrs, type_) if entry.xattrs else ()
         if type_ is EntryType.DIRECTORY:
             self._directory_times.append((entry.path, mtime_ns))
-        elif type_ is EntryType.CHARACTER and entry.major == entry.minor == 0:
-            type_ = EntryType.WHITEOUT
-        return Node.of(entry, type_, mtime_ns, _settable(entry.xattrs, type_) if entry.xattrs else ())
+            return new_directory(entry.mode & 0o7777, entry.uid, entry.gid, mtime_ns, xattrs)
+        if type_ is EntryType.CHARACTER and entry.major == entry.minor == 0:
+            return new_whiteout()
+        return new_node(entry, mtime_ns, xattrs)
 
     def _linked(self, entry: Entry) -> Node:
         parent_path, _, name = entry.link.rpartition(b"/")
@@ -165,11 +167,9 @@ class UpperDirectory:
             if found is not None:
                 if found.type is not EntryType.DIRECTORY:
                     break
-                return Node(
-                    EntryType.DIRECTORY, found.mode, found.uid, found.gid, found.mtime_ns, found.xattrs
-                )  # fmt: skip
+                return new_directory(found.mode, found.uid, found.gid, found.mtime_ns, found.xattrs)
         gid = parent.gid if parent.mode & stat.S_ISGID else 0  # mkdir(2) inherits it
-        node = Node(EntryType.DIRECTORY, 0o755, 0, gid, _bounded(entry.mtime_ns))
+        node = new_directory(gid=gid, mtime_ns=_bounded(entry.mtime_ns))
         if not self._lowers:
             self._implied_nodes.add(node)
         return node

@@ -35,8 +35,8 @@ def split(names: Sequence[bytes]) -> tuple[list[int], int]:
     return starts, used
 
 
-def pack_block(entries: Iterable[DirectoryEntry], count: int) -> bytes:
-    """One block's ``count`` entries, sorted by name, without padding."""
+def pack_block(entries: Iterable[tuple[bytes, int, int]], count: int) -> bytes:
+    """One block's ``count`` entries (name, node number, type), sorted by name, without padding."""
     name_offset = _ENTRY * count
     heads, names = [], []
     for name, nid, type_ in entries:

@@ -11,8 +11,10 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from fastpull.image.erofs import layout, xattr
-from fastpull.image.erofs.directory import DirectoryEntry, pack_block, split
+from fastpull.image.erofs.directory import pack_block, split
 from fastpull.image.errors import LimitExceededError
 from fastpull.image.layer_index import EntryType
 from fastpull.image.node import Node
@@ -64,8 +66,7 @@ def write_bootstrap(tree: Tree, content: Mapping[Node, int], device_bytes: int, 
     return bytes(image)
 
 
-@dataclass(slots=True)
-class _Place:
+class _Place(msgspec.Struct, gc=False, eq=False):
     """Where one inode and its data stand."""
 
     offset: int  # of the inode, in bytes
@@ -141,7 +142,7 @@ class _Places:
 
     def _reserve(self, node: Node, size: int, tail: int) -> _Place:
         """Find room for the inode, with ``tail`` bytes of inline data if they can stand within one block."""
-        xattrs = xattr.pack(node.xattrs)
+        xattrs = xattr.pack(node.xattrs) if node.xattrs else b""
         fixed = layout.INODE.size + len(xattrs)
         # The kernel wants inline data within one block; an inode may cross, but is quicker read if it does not.
         is_inline = 0 < tail <= layout.BLOCK - fixed % layout.BLOCK
@@ -185,8 +186,9 @@ def _write_inode(image: bytearray, node: Node, place: _Place, address: int, seri
         nanoseconds,
         place.nlink,
     )
-    xattrs_offset = place.offset + layout.INODE.size
-    image[xattrs_offset : xattrs_offset + len(place.xattrs)] = place.xattrs
+    if place.xattrs:
+        at = place.offset + layout.INODE.size
+        image[at : at + len(place.xattrs)] = place.xattrs
 
 
 def _write_directory(image: bytearray, directory: _Directory, place: _Place, places: Mapping[Node, _Place]) -> None:
@@ -194,7 +196,7 @@ def _write_directory(image: bytearray, directory: _Directory, place: _Place, pla
     for block, start in enumerate(starts):
         stop = starts[block + 1] if block + 1 < len(starts) else len(directory.names)
         entries = (
-            DirectoryEntry(name, places[node].offset // layout.SLOT, _KIND[node.type][1])
+            (name, places[node].offset // layout.SLOT, _KIND[node.type][1])
             for name, node in zip(directory.names[start:stop], directory.nodes[start:stop], strict=True)
         )
         packed = pack_block(entries, stop - start)

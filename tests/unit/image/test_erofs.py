@@ -123,11 +123,11 @@ def test_directories_count_their_subdirectories_and_know_their_parent() -> None:
 def test_negative_times_survive_the_format() -> None:
     """Trees have none (containerd sets 1970); the writer does not rely on that."""
     from fastpull.image.erofs.writer import write_bootstrap
-    from fastpull.image.node import Node
+    from fastpull.image.node import new_directory, new_node
     from fastpull.image.tree import Tree
 
-    root = Node(EntryType.DIRECTORY, 0o755, 0, 0, -1)
-    root.children[b"f"] = Node(EntryType.FIFO, 0o600, 0, 0, -5 * 10**9 - 3)
+    root = new_directory(mtime_ns=-1)
+    root.children[b"f"] = new_node(fifo(b"f"), -5 * 10**9 - 3, ())
     bootstrap = Bootstrap.open(write_bootstrap(Tree(root), {}, 4096, bytes(32)))
     assert [inode.mtime_ns for _, inode in bootstrap.walk()] == [-1, -5 * 10**9 - 3]
 
