@@ -90,6 +90,9 @@ class Warms:
                 await self._bring_back(record.chain_id)
         except FAILURES as exc:
             self._fail(job, exc)
+        except Exception as exc:  # noqa: BLE001 - a defect, but whoever waits has to be told
+            log.exception("warm %s failed", job.image)
+            self._fail(job, exc)
         except asyncio.CancelledError:
             job.stage, job.error, job.remedy = "failed", "the proxy is stopping", "warm again when it is back"
             raise
