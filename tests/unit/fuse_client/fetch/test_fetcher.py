@@ -55,7 +55,7 @@ class Bench:
 @contextlib.asynccontextmanager
 async def bench(
     *urls: str,
-    limits: Limits = Limits(),
+    limits: Limits | None = None,
     retry_seconds: float = PATIENCE,
     read_seconds: float = 30.0,
     store: MemoryChunkStore | None = None,
@@ -67,7 +67,7 @@ async def bench(
         async with ProxyClient.open(settings) as client, Writer() as writer:
             counters = FetchCounters()
             keeper = Keeper(store, writer, tasks, counters)
-            queue = FetchQueue(limits)
+            queue = FetchQueue(limits or Limits())
             fetcher = Fetcher(client, keeper, queue, tasks, threads, counters, retry_seconds=retry_seconds)
             client.transport.on_recovery.append(fetcher.wake)
             try:

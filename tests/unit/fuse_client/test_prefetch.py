@@ -1,0 +1,146 @@
+"""Prefetch: what a plan makes the node fetch, whatever the plan says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastpull.cache.digest import ChunkId, Digest, chunk_id
+from fastpull.cache.memory_store import MemoryChunkStore
+from fastpull.cache.store import Encoding, StoredChunk
+from fastpull.cache.tasks import Tasks
+from fastpull.cache.wire import Plan
+from fastpull.config.node import PrefetchSettings
+from fastpull.config.units import ByteSize
+from fastpull.fuse_client.errors import ProxyUnreachableError
+from fastpull.fuse_client.fetch.queue import Lane, Want
+from fastpull.fuse_client.prefetch import Prefetcher, plan_indexes
+from fastpull.image.chunk_map import ChunkMap, pack
+
+CHAIN = Digest("ab" * 32)
+DATA = {chunk_id(bytes([n]) * 100): bytes([n]) * 100 for n in range(20)}
+IDS = list(DATA)
+MAP = ChunkMap.open(pack([(n * 4096, 100, chunk) for n, chunk in enumerate(IDS)], 20 * 4096))
+
+
+@given(st.lists(st.one_of(st.sampled_from([c.hex() for c in IDS]), st.text(max_size=70), st.just("00" * 32))))
+def test_a_plan_is_only_what_the_chain_holds(chunks: list[str]) -> None:
+    """Unknown, malformed and repeated entries of a plan, stale or hostile, are left out; the order stays."""
+    order = plan_indexes(Plan(chain_id=str(CHAIN), chunks=tuple(chunks)), MAP)
+
+    known = [chunk.hex() for chunk in IDS]
+    assert [known[index] for index in order] == list(dict.fromkeys(c for c in chunks if c in known))
+
+
+class FakeClient:
+    def __init__(self, *answers: Plan | Exception | None) -> None:
+        self.answers = list(answers)
+
+    async def plan(self, _chain: Digest) -> Plan | None:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class FakeFetcher:
+    def __init__(self) -> None:
+        self.got: list[tuple[Lane, list[ChunkId]]] = []
+        self.released: list[Digest] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def prefetch(self, _chain: Digest, lane: Lane, wants: Sequence[Want]) -> None:
+        await self.gate.wait()
+        self.got.append((lane, [want.chunk for want in wants]))
+
+    def release(self, chain: Digest) -> None:
+        self.released.append(chain)
+
+
+def prefetcher(
+    client: FakeClient, fetcher: FakeFetcher, tasks: Tasks, local: Sequence[ChunkId] = (), **settings: object
+) -> Prefetcher:
+    store = MemoryChunkStore(quota_bytes=1 << 30)
+    store.put_many([(chunk, StoredChunk(Encoding.RAW, 100, DATA[chunk])) for chunk in local])
+    return Prefetcher(client, fetcher, store, PrefetchSettings(**settings), tasks)  # type: ignore[arg-type]
+
+
+def device() -> SimpleNamespace:
+    return SimpleNamespace(chain=CHAIN, map=MAP, window_bytes=1000)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def plan(*numbers: int) -> Plan:
+    return Plan(chain_id=str(CHAIN), chunks=tuple(IDS[n].hex() for n in numbers), starts=3)
+
+
+async def test_the_plan_is_fetched_in_its_order_without_what_is_here() -> None:
+    """And the window around misses shrinks: the plan knows better."""
+    tasks, fetcher, of = Tasks(), FakeFetcher(), device()
+    fetching = prefetcher(FakeClient(plan(7, 3, 9, 1)), fetcher, tasks, local=[IDS[9]])
+    fetching.start(of)
+    await until(lambda: not len(tasks))
+
+    assert fetcher.got == [(Lane.PLAN, [IDS[7], IDS[3], IDS[1]])]
+    assert (of.window_bytes, fetching.planned) == (250, {CHAIN: 4})
+
+
+async def test_backfill_follows_the_plan() -> None:
+    """The rest of the image, in device order, when it is wanted."""
+    tasks, fetcher = Tasks(), FakeFetcher()
+    rate = ByteSize(10_000_000)
+    prefetcher(FakeClient(plan(2)), fetcher, tasks, backfill=True, max_bytes_per_second=rate).start(device())  # type: ignore[arg-type]
+    await until(lambda: not len(tasks))
+
+    assert fetcher.got == [(Lane.PLAN, [IDS[2]]), (Lane.BACKFILL, IDS)]
+
+
+@pytest.mark.parametrize("answer", [None, Plan(chain_id=str(CHAIN))], ids=["none", "empty"])
+async def test_without_a_plan_nothing_is_fetched_ahead(answer: Plan | None) -> None:
+    """A chain that nobody has started yet is fetched as it is read."""
+    tasks, fetcher, of = Tasks(), FakeFetcher(), device()
+    prefetcher(FakeClient(answer), fetcher, tasks).start(of)
+    await until(lambda: not len(tasks))
+
+    assert (fetcher.got, of.window_bytes) == ([], 1000)
+
+
+async def test_a_proxy_that_is_away_is_asked_again() -> None:
+    """The plan comes late rather than never."""
+    tasks, fetcher = Tasks(), FakeFetcher()
+    client = FakeClient(ProxyUnreachableError(["http://p"], "planned"), plan(4))
+    prefetcher(client, fetcher, tasks).start(device())  # type: ignore[arg-type]
+    await until(lambda: not len(tasks))
+
+    assert fetcher.got == [(Lane.PLAN, [IDS[4]])]
+
+
+async def test_an_unmount_ends_the_prefetch() -> None:
+    """What is queued is given back."""
+    tasks, fetcher = Tasks(), FakeFetcher()
+    fetcher.gate.clear()
+    fetching = prefetcher(FakeClient(plan(1, 2)), fetcher, tasks)
+    fetching.start(device())  # type: ignore[arg-type]
+    await until(lambda: CHAIN in fetching.planned)
+    fetching.stop(CHAIN)
+    await until(lambda: not len(tasks))
+
+    assert (fetcher.got, fetcher.released, fetching.planned) == ([], [CHAIN], {})
+
+
+async def test_switched_off_it_asks_for_nothing() -> None:
+    """``prefetch.enabled = false``."""
+    tasks = Tasks()
+    prefetcher(FakeClient(), FakeFetcher(), tasks, enabled=False).start(device())  # type: ignore[arg-type]
+    assert len(tasks) == 0
