@@ -14,6 +14,7 @@ from typing import Self
 import lmdb
 
 from fastpull.cache.digest import ChunkId
+from fastpull.cache.disk_space import allocate
 from fastpull.cache.environment import open_environment, translated
 from fastpull.cache.errors import ChunkCorruptError
 from fastpull.cache.eviction import Candidate, choose
@@ -44,6 +45,9 @@ USE_GRAIN_SECONDS = 60.0
 """A use so soon after the recorded one is not recorded: a busy chunk costs one small write a minute at most."""
 
 VICTIMS_PER_CHANGE = 1024  # so that other writers wait for milliseconds
+VICTIMS_WHEN_FULL = 64  # so that the commit itself finds room
+_PAGE = 4096
+_RESERVE_BYTES = 256 * _PAGE  # several commits that evict VICTIMS_WHEN_FULL chunks
 _READER = re.compile(r"^\s*\d+\s+[0-9a-fx]+\s+(\d+)\s*$", re.MULTILINE)
 _DATABASES = ("meta", "index", "uses", "places", "segments", "freed")
 
@@ -55,6 +59,7 @@ class ChunkIndex:
         self.environment = environment
         self.path = path
         self.marker = marker
+        self._reserved = 0
         with translated(path), environment.begin(write=True) as transaction:
             handles = [environment.open_db(name.encode(), transaction) for name in _DATABASES]
             self.meta, self.index, self.uses, self.places, self.segments, self.freed = handles
@@ -95,6 +100,17 @@ class ChunkIndex:
             found.append(ChunkId(PLACE.unpack(cursor.value())[1]))
             more = cursor.next()
         return found
+
+    def reserve(self) -> None:
+        """Hold disk space for the next commits, so that evicting is possible when the disk is full.
+
+        Raise ``OSError`` when there is none left.
+        """
+        info = self.environment.info()
+        needed = (info["last_pgno"] + 1) * _PAGE + _RESERVE_BYTES
+        if needed > self._reserved:
+            allocate(self.path / "data.mdb", needed + _RESERVE_BYTES)
+            self._reserved = needed + _RESERVE_BYTES
 
     def flush(self) -> int:
         """Put every commit on the disk. Return the number of the last one."""
@@ -206,12 +222,19 @@ class Change:
             self._put(chunk, pack_entry(used), db=self._at.index)
             self._put(TICK.pack(used.tick), chunk, append=True, db=self._at.uses)
 
-    def evict(self, target: int, *, in_use: Callable[[ChunkId], bool], never: Container[ChunkId] = frozenset()) -> int:
+    def evict(
+        self,
+        target: int,
+        *,
+        in_use: Callable[[ChunkId], bool],
+        never: Container[ChunkId] = frozenset(),
+        limit: int = VICTIMS_PER_CHANGE,
+    ) -> int:
         """One step towards ``target`` live bytes. Return the bytes freed; 0 = there or as near as possible."""
         need = self.live_bytes - max(target, 0)
         if need <= 0:
             return 0
-        choice = choose(self._oldest_first(), need, in_use=in_use, never=never, limit=VICTIMS_PER_CHANGE)
+        choice = choose(self._oldest_first(), need, in_use=in_use, never=never, limit=limit)
         freed = sum(self.remove(victim.chunk) for victim in choice.victims)
         # What is in use is used now: without this every eviction would walk past the same old chunks again.
         self.use(choice.passed_over)

@@ -30,7 +30,7 @@ from typing import Self
 
 import lmdb
 
-from fastpull.cache.chunk_index import Change, ChunkIndex
+from fastpull.cache.chunk_index import VICTIMS_WHEN_FULL, Change, ChunkIndex
 from fastpull.cache.digest import ChunkId
 from fastpull.cache.environment import translated
 from fastpull.cache.errors import CacheError, ChunkCorruptError, ChunkMissingError, StoreFullError
@@ -240,6 +240,7 @@ class LmdbChunkStore:
         used = self._take_touched() | (chunks.keys() - new)
         added = 0
         with translated(self.path), self._writer.batch() as batch:
+            self._index.reserve()
             placed = batch.append((chunk, chunks[chunk]) for chunk in new)
             with self._change() as change:
                 change.use(used)
@@ -286,12 +287,16 @@ class LmdbChunkStore:
                 batch.seal_full(change)
 
     def _make_room(self, size: int, never: Mapping[ChunkId, StoredChunk]) -> int:
-        try:
-            with self._change() as change:
-                freed = change.evict(change.live_bytes - size, in_use=self._in_use, never=never)
+        freed = 0
+        with contextlib.suppress(StoreFullError):
+            while freed < size:
+                with self._change() as change:
+                    target = change.live_bytes - size
+                    step = change.evict(target, in_use=self._in_use, never=never, limit=VICTIMS_WHEN_FULL)
+                freed += step
+                if not step:
+                    break
             self._return_space()
-        except StoreFullError:
-            return 0
         return freed
 
     def _return_space(self) -> None:

@@ -26,8 +26,8 @@ class _Snapshot:
     def get(self, chunk: ChunkId) -> StoredChunk | None:
         return self._chunks.get(chunk)
 
-    def will_need(self, chunks: Iterable[ChunkId]) -> None:
-        """Memory needs no reading ahead."""
+    def get_many(self, chunks: Sequence[ChunkId]) -> list[StoredChunk | None]:
+        return [self._chunks.get(chunk) for chunk in chunks]
 
 
 class MemoryChunkStore:
@@ -37,13 +37,15 @@ class MemoryChunkStore:
         self._quota = quota_bytes
         self._chunks: dict[ChunkId, StoredChunk] = {}
         self._uses: dict[ChunkId, None] = {}  # least recently used first
+        self._is_shared = False  # with a view: copied before the next change
         self._live = 0
         self._in_use: Callable[[ChunkId], bool] = _nothing_in_use
         self._lock = threading.Lock()
 
     def view(self) -> AbstractContextManager[ChunkView]:
         with self._lock:
-            return nullcontext(_Snapshot(dict(self._chunks)))
+            self._is_shared = True
+            return nullcontext(_Snapshot(self._chunks))
 
     def has(self, chunks: Sequence[ChunkId]) -> list[bool]:
         return [chunk in self._chunks for chunk in chunks]
@@ -66,6 +68,7 @@ class MemoryChunkStore:
                 self._evict(int(self._quota * _LOW_WATER) - added, self._in_use, never=batch)
             for chunk in batch:
                 self._use(chunk)
+            self._unshare()
             for chunk, stored in new.items():
                 self._chunks[chunk] = StoredChunk(stored.encoding, stored.size, bytes(stored.data))
             self._live += added
@@ -108,11 +111,16 @@ class MemoryChunkStore:
     def close(self) -> None:
         self._chunks.clear()
 
+    def _unshare(self) -> None:
+        if self._is_shared:
+            self._chunks, self._is_shared = dict(self._chunks), False
+
     def _use(self, chunk: ChunkId) -> None:
         self._uses.pop(chunk, None)
         self._uses[chunk] = None
 
     def _remove(self, chunk: ChunkId) -> int:
+        self._unshare()
         stored = self._chunks.pop(chunk, None)
         if stored is None:
             return 0
@@ -122,7 +130,7 @@ class MemoryChunkStore:
         return freed
 
     def _evict(self, target: int, in_use: Callable[[ChunkId], bool], never: Iterable[ChunkId]) -> int:
-        candidates = (Candidate(chunk, footprint(len(self._chunks[chunk].data))) for chunk in self._uses)
+        candidates = [Candidate(chunk, footprint(len(self._chunks[chunk].data))) for chunk in self._uses]
         choice = choose(candidates, self._live - target, in_use=in_use, never=frozenset(never), limit=len(self._chunks))
         for victim in choice.victims:
             self._remove(victim.chunk)

@@ -82,8 +82,8 @@ class Batch:
                 appender, run = self._writer.next(), []
                 offset = appender.position
             placed[chunk] = Entry(stored.encoding, length, stored.size, appender.number, offset, 0)
-            run.append(stored.data)
-            offset += length
+            run.append(stored.data or b"\0")  # a place is known by where it begins, so each has a byte
+            offset += length or 1
         appender.write(run)
         return placed
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import fcntl
 import logging
 import mmap
@@ -13,20 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
+from fastpull.cache.disk_space import punch
 from fastpull.cache.records import WHOLE_FILE
 
 log = logging.getLogger(__name__)
 
-BLOCK = 4096
 _IOV_MAX = 1024
-_KEEP_SIZE = 1
-_PUNCH_HOLE = 2
 _SUFFIX = ".chunks"
 _SCRATCH_BYTES = 1 << 20
 _ONE_BYTE = bytearray(1)
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class Appender:
@@ -168,7 +161,7 @@ class Segments:
         try:
             length = os.fstat(descriptor).st_size
             for start, end in ranges:
-                self._punch(descriptor, -(-start // BLOCK) * BLOCK, min(end, length) // BLOCK * BLOCK)
+                self._punch(descriptor, start, min(end, length))
         finally:
             os.close(descriptor)
 
@@ -224,13 +217,6 @@ class Segments:
         return descriptor
 
     def _punch(self, descriptor: int, start: int, end: int) -> None:
-        if start >= end or not self._punches:
-            return
-        if _libc.fallocate(descriptor, _PUNCH_HOLE | _KEEP_SIZE, start, end - start):
-            code = ctypes.get_errno()
-            if code != errno.EOPNOTSUPP:
-                raise OSError(code, os.strerror(code), str(self._directory))
+        if self._punches and not punch(descriptor, start, end):
             self._punches = False
-            log.warning(
-                "%s: the file system punches no holes; evicted space returns a segment at a time", self._directory
-            )
+            log.warning("%s: no holes on this file system; evicted space returns a segment at a time", self._directory)

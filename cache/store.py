@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -38,6 +38,13 @@ class ChunkView(Protocol):
     """A consistent look at the store. Buffers it returns die with it."""
 
     def get(self, chunk: ChunkId) -> StoredChunk | None: ...
+
+    def get_many(self, chunks: Sequence[ChunkId]) -> list[StoredChunk | None]:
+        """``get`` for each; what lies together on the disk and is not cached is read in large reads first.
+
+        May block for the disk.
+        """
+        ...
 
 
 class ChunkStore(Protocol):
@@ -80,6 +87,28 @@ class ChunkStore(Protocol):
         """
         ...
 
+    def protect(self, in_use: Callable[[ChunkId], bool]) -> None:
+        """Say what the evictions of ``put_many`` take last. Called often, on the thread that puts."""
+        ...
+
+    def ids(self) -> Iterator[ChunkId]:
+        """Every chunk's id, in no promised order; changes meanwhile may or may not show. For scrubbing."""
+        ...
+
+    def flush(self) -> None:
+        """Record the uses that ``touch`` collected and tidy up. Call it every few seconds."""
+        ...
+
+    def sync(self) -> None:
+        """Make what was put so far, by any process, survive a power loss. Call it before telling of a chunk."""
+        ...
+
+    def release_resident(self) -> None:
+        """Take mapped files out of this process's resident set; they stay in the page cache."""
+        ...
+
     def stats(self) -> StoreStats: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """No view may be open, no other call running."""
+        ...
