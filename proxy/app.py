@@ -107,7 +107,7 @@ async def open_services(settings: ProxySettings, stack: AsyncExitStack) -> Servi
         ingest=ingest,
         restore=restore,
         warms=Warms(ingest, restore, store, tasks),
-        plans=Plans(database, writer),
+        plans=Plans(database, writer, tasks, chains, images.repositories),
         purge=Purge(ingest, mirror.manifests, mirror.blobs, store, store_writer),
         recently_served=recently_served,
     )

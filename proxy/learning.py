@@ -1,61 +1,134 @@
-"""What starts have taught: traces come in, plans go out."""
+"""What starts have taught: traces come in, plans go out (``image/plan.py`` decides, this keeps and serialises)."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
-import msgspec
-
-from fastpull.cache.digest import ChunkId
-from fastpull.cache.errors import RecordDamagedError
+from fastpull.cache.errors import CacheError
+from fastpull.cache.single_flight import SingleFlight
 from fastpull.cache.tables import Database
+from fastpull.cache.tasks import Tasks
 from fastpull.cache.wire import Plan, Trace
 from fastpull.cache.writer import Writer
 from fastpull.image.chunk_map import ChunkMap
+from fastpull.image.errors import IndexFormatError
+from fastpull.image.plan import Candidate, LearnedPlan, inherit, merge
 
 log = logging.getLogger(__name__)
 
-TABLES = ("plans", "traces")
+TABLES = ("plans",)
+
+_MOST_RELATIVES = 8  # plans of the same repository that are compared, the latest images first
+_MOST_STRANGERS = 24  # of other repositories; each costs some 10 us for each of its chunks
+
+
+class ChunkMaps(Protocol):
+    """The part of ``Chains`` that is needed here."""
+
+    async def chunk_map(self, chain_id: str) -> ChunkMap: ...
 
 
 class Plans:
-    """Keeps one plan for each chain. A plan names only chunks that its chain holds."""
+    """Keeps one plan for each chain. A plan names only chunks that its chain holds.
 
-    def __init__(self, database: Database, writer: Writer) -> None:
-        self._plans = database.table("plans", Plan)
+    Merging is done one trace after another, in a thread: a trace of 5,000 chunks takes some 50 ms.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        writer: Writer,
+        tasks: Tasks,
+        chunk_maps: ChunkMaps,
+        repositories: Callable[[], Iterable[tuple[str, str]]],
+    ) -> None:
+        """``repositories`` gives chainID and repository of every known image, the latest first; it may block."""
+        self._plans = database.table("plans", LearnedPlan)
         self._writer = writer
+        self._chunk_maps = chunk_maps
+        self._repositories = repositories
+        self._merging = asyncio.Lock()
+        self._inheriting: SingleFlight[str, LearnedPlan] = SingleFlight(tasks)
 
-    def get(self, chain_id: str) -> Plan:
-        """The chain's plan; an empty one where nothing is known."""
-        try:
-            return self._plans.get(chain_id) or Plan(chain_id=chain_id)
-        except RecordDamagedError as exc:
-            log.warning("%s: treated as absent", exc)
-            return Plan(chain_id=chain_id)
+    async def get(self, chain_id: str) -> Plan:
+        """The chain's plan: learned, else inherited from the most similar chain, else empty.
 
-    async def learn(self, trace: Trace, chunk_map: ChunkMap) -> Plan:
-        """Merge one start into the plan of its chain."""
-        known = self.get(trace.chain_id)
-        merged = (*known.chunks, *(chunk for chunk in trace.chunks if chunk not in set(known.chunks)))
-        plan = msgspec.structs.replace(known, chunks=merged, starts=known.starts + 1)
-        return await self.put(trace.chain_id, plan, chunk_map)
+        What is inherited is kept, so that it is looked for once, as long as it is not empty.
+        """
+        learned = self._stored(chain_id)
+        if learned is None:
+            learned = await self._inheriting.get(chain_id, lambda: self._inherit(chain_id))
+        return learned.plan()
 
-    async def put(self, chain_id: str, plan: Plan, chunk_map: ChunkMap) -> Plan:
+    async def learn(self, trace: Trace) -> Plan:
+        """Merge one start into the plan of its chain. Raise what ``ChunkMaps`` raises for a chain that is not here."""
+        await self.get(trace.chain_id)  # the first start goes on top of what is inherited
+        chunks = await self._chunk_maps.chunk_map(trace.chain_id)
+        async with self._merging:
+            previous = self._stored(trace.chain_id)
+            learned = await asyncio.to_thread(_merge, trace, previous, chunks)
+            await self._writer.run(self._plans.put, trace.chain_id, learned)
+        return learned.plan()
+
+    async def put(self, chain_id: str, plan: Plan) -> Plan:
         """Replace the chain's plan by ``plan``, as far as the chain holds its chunks; return what is kept."""
-        chunks = tuple(chunk for chunk in dict.fromkeys(plan.chunks) if _is_in(chunk, chunk_map))
-        plan = msgspec.structs.replace(plan, chain_id=chain_id, chunks=chunks)
-        await self._writer.run(self._plans.put, chain_id, plan)
-        return plan
+        chunks = await self._chunk_maps.chunk_map(chain_id)
+        named = Plan(chain_id=chain_id, chunks=plan.chunks, starts=plan.starts, inherited_from=plan.inherited_from)
+        async with self._merging:
+            learned = await asyncio.to_thread(LearnedPlan.of, named, chunks)
+            await self._writer.run(self._plans.put, chain_id, learned)
+        return learned.plan()
 
     async def drop(self, chain_id: str) -> int:
         """Forget what was learned of a chain; return how many chunks its plan had."""
-        chunks = len(self.get(chain_id).chunks)
-        await self._writer.run(self._plans.delete, chain_id)
-        return chunks
+        async with self._merging:
+            learned = self._stored(chain_id)
+            await self._writer.run(self._plans.delete, chain_id)
+        return 0 if learned is None else len(learned)
+
+    async def _inherit(self, chain_id: str) -> LearnedPlan:
+        nothing = LearnedPlan(chain_id=chain_id)
+        if not self._plans.count():
+            return nothing
+        chunks = await self._chunk_maps.chunk_map(chain_id)
+        learned = await asyncio.to_thread(self._best, chain_id, chunks)
+        if learned is None:
+            return nothing
+        async with self._merging:
+            if (meanwhile := self._stored(chain_id)) is not None:
+                return meanwhile
+            await self._writer.run(self._plans.put, chain_id, learned)
+        log.info("chain %s: a plan of %d chunks inherited from %s", chain_id, len(learned), learned.inherited_from)
+        return learned
+
+    def _best(self, chain_id: str, chunks: ChunkMap) -> LearnedPlan | None:
+        repositories = list(self._repositories())
+        own = next((repository for chain, repository in repositories if chain == chain_id), "")
+        relatives: list[Candidate] = []
+        strangers: list[Candidate] = []
+        for chain, repository in dict.fromkeys(repositories):
+            group, most = (relatives, _MOST_RELATIVES) if repository == own else (strangers, _MOST_STRANGERS)
+            if chain == chain_id or len(group) >= most:
+                continue
+            learned = self._stored(chain)
+            if learned is not None and learned.starts:  # what is inherited itself says nothing of its own
+                group.append(Candidate(learned, repository))
+        return inherit([*relatives, *strangers], chain_id=chain_id, repository=own, chunks=chunks)
+
+    def _stored(self, chain_id: str) -> LearnedPlan | None:
+        try:
+            return self._plans.get(chain_id)
+        except CacheError as exc:
+            log.warning("the plan of chain %s is damaged and learned anew: %s", chain_id, exc)
+            return None
 
 
-def _is_in(chunk: str, chunk_map: ChunkMap) -> bool:
+def _merge(trace: Trace, previous: LearnedPlan | None, chunks: ChunkMap) -> LearnedPlan:
     try:
-        return ChunkId(bytes.fromhex(chunk)) in chunk_map
-    except ValueError:
-        return False
+        return merge([trace], previous, chain_id=trace.chain_id, chunks=chunks)
+    except IndexFormatError as exc:  # of another version
+        log.warning("the plan of chain %s is learned anew: %s", trace.chain_id, exc)
+        return merge([trace], None, chain_id=trace.chain_id, chunks=chunks)

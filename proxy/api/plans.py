@@ -18,8 +18,8 @@ MAX_CHUNKS = 200_000  # of a plan or trace: 12 GiB of chunks, more than any star
 
 @ROUTES.get("/v1/chains/{chain}/plan")
 async def get_plan(request: web.Request) -> web.StreamResponse:
-    """``Plan``; one without chunks where nothing was learned yet."""
-    return reply(request.app[SERVICES].plans.get(chain_of(request)))
+    """``Plan``: learned, or inherited from a similar chain; without chunks where there is neither."""
+    return reply(await request.app[SERVICES].plans.get(chain_of(request)))
 
 
 @ROUTES.put("/v1/chains/{chain}/plan")
@@ -29,7 +29,7 @@ async def put_plan(request: web.Request) -> web.StreamResponse:
     chain = chain_of(request)
     plan = await read_message(request, Plan)
     _check_count(len(plan.chunks))
-    kept = await services.plans.put(chain, plan, await services.ingest.chains.chunk_map(chain))
+    kept = await services.plans.put(chain, plan)
     return reply(PlanChange(chain_id=chain, chunks=len(kept.chunks), dropped=len(plan.chunks) - len(kept.chunks)))
 
 
@@ -46,7 +46,7 @@ async def post_trace(request: web.Request) -> web.StreamResponse:
     trace = await read_message(request, Trace)
     chain = str(Digest.parse(trace.chain_id))
     _check_count(len(trace.chunks))
-    plan = await services.plans.learn(trace, await services.ingest.chains.chunk_map(chain))
+    plan = await services.plans.learn(trace)
     return reply(PlanChange(chain_id=chain, chunks=len(plan.chunks)))
 
 

@@ -164,6 +164,10 @@ class Images:
             (record for _, record in self._tables.images.items(on_damage=skip)), key=lambda r: r.seen_at, reverse=True
         )
 
+    def repositories(self) -> list[tuple[str, str]]:
+        """ChainID and repository of every image, the latest first. As ``known``."""
+        return [(record.chain_id, f"{record.upstream}/{record.repository}") for record in self.known()]
+
     def named(self, name: str) -> list[ImageRecord]:
         """The images that a name, a digest or ``name@digest`` means here, of whatever platform. As ``known``."""
         reference = self.parse(name)

@@ -90,7 +90,7 @@ class Warms:
                 await self._bring_back(record.chain_id)
         except FAILURES as exc:
             self._fail(job, exc)
-        except Exception as exc:  # noqa: BLE001 - a defect, but whoever waits has to be told
+        except Exception as exc:
             log.exception("warm %s failed", job.image)
             self._fail(job, exc)
         except asyncio.CancelledError:

@@ -53,7 +53,7 @@ async def serve_api(tmp_path: Path) -> AsyncIterator[Api]:
                 ingest=parts.ingest,
                 restore=parts.restore,
                 warms=parts.warms,
-                plans=Plans(database, writer),
+                plans=Plans(database, writer, tasks, parts.chains, parts.images.repositories),
                 purge=Purge(parts.ingest, mirror, mirror, store, store_writer),  # type: ignore[arg-type]
                 recently_served=RecentlyServed(),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -175,3 +176,31 @@ async def test_health_readiness_and_metrics(api: Api) -> None:
     assert unready.status == 503
     assert "no space left" in await unready.text()
     assert (await api.client.get("/healthz")).status == 200
+
+
+async def test_the_next_tag_inherits_what_was_learned_of_the_last(api: Api) -> None:
+    add_image(api.parts.mirror, [LOW, HIGH], "1")
+    add_image(api.parts.mirror, [OTHER, HIGH], "2")
+    first = (await warm(api)).chain_id
+    second = (await warm(api, "registry.test/app:2")).chain_id
+    trace = Trace(chain_id=first, chunks=(chunk_of(B).hex(), chunk_of(A).hex()))
+    await ask(api, "POST", "/v1/traces", PlanChange, body=msgspec.json.encode(trace))
+
+    plan = await ask(api, "GET", f"/v1/chains/{second}/plan", Plan)
+
+    assert plan.chunks == (chunk_of(B).hex(),)
+    assert plan.inherited_from == first
+
+
+async def test_starts_at_the_same_time_are_all_counted(api: Api) -> None:
+    add_image(api.parts.mirror, [LOW, HIGH])
+    chain = (await warm(api)).chain_id
+    trace = msgspec.json.encode(Trace(chain_id=chain, chunks=(chunk_of(A).hex(),)))
+
+    await asyncio.gather(*(ask(api, "POST", "/v1/traces", PlanChange, body=trace) for _ in range(10)))
+
+    assert (await ask(api, "GET", f"/v1/chains/{chain}/plan", Plan)).starts == 10
+
+
+async def test_a_plan_of_an_unknown_chain_is_empty(api: Api) -> None:
+    assert (await ask(api, "GET", f"/v1/chains/sha256:{'0' * 64}/plan", Plan)).chunks == ()
