@@ -92,6 +92,23 @@ def test_a_container_survives_restarts_of_containerd_and_daemon(stack: Stack, im
         pulled_again(cri, image)
 
 
+def test_containerd_boots_without_the_daemon_and_the_image_comes_back(stack: Stack, image: str) -> None:
+    """CRI forgets images whose snapshotter does not answer at boot. The containers run on, and a pull heals it."""
+    pulled(stack, image)
+    pod = stack.cri.run_pod()
+    container = stack.cri.run_container(pod, image, ["/tool", "reread", "/app/big", "100000"])
+    stack.node.process.stop(group=False)
+    stack.containerd.restart()
+    stack.node.start()
+
+    with stack.containerd.cri() as cri:
+        assert cri.is_running(container)
+        pulled_again(cri, image)
+        second = cri.run_container(pod, image, ["/tool", "sum", "/app/big"], name="second")
+        assert cri.wait_exit(second) == 0
+        assert cri.is_running(container)
+
+
 def test_everything_is_pulled_as_always_while_the_proxy_is_away(stack: Stack, images: ImageMaker, image: str) -> None:
     """What is mounted and cached goes on; new images are downloaded and unpacked by containerd."""
     pulled(stack, image)

@@ -365,6 +365,25 @@ def test_after_a_restart_mounts_wait_for_the_daemon_to_take_over(tmp_path: Path,
         until(lambda: top in chains.mounted(), "the mount is restored")
 
 
+def test_leftovers_of_a_crash_are_removed_at_the_next_start(tmp_path: Path, chains: FakeChains) -> None:
+    """Directories without a record, trash, and mounts of released chains: without a call of containerd's."""
+    top = chains.add(IMAGE[:1])[-1]
+    node = tmp_path / "node"
+    with ServedSnapshotter(node, chains) as served, served.client() as client:
+        Unpacker(client).pull(IMAGE[:1])
+        until(lambda: top in chains.mounted(), "the early mount")
+        client.remove(str(top))
+        kept = client.prepare("kept")[0].source
+    (node / "snapshots" / "77" / "fs" / "deep").mkdir(parents=True)
+    (node / "snapshots" / "removing" / "old-1").mkdir(parents=True)
+
+    with ServedSnapshotter(node, chains) as served, served.client() as client:
+        until(lambda: not (node / "snapshots" / "77").exists(), "the stray directory is gone")
+        until(lambda: not list((node / "snapshots" / "removing").iterdir()), "the trash is empty")
+        assert chains.mounted() == {}
+        assert client.mounts("kept")[0].source == kept
+
+
 def _raise_on(what: str, error: Exception):  # type: ignore[no-untyped-def]
     def fault(called: str, _chain: Digest) -> None:
         if called == what:
