@@ -1,6 +1,7 @@
 """Layers merge as containerd unpacks them and overlayfs stacks them.
 
-Each row was compared with containerd 1.6's own unpack on overlayfs (Linux 6.18) when it was written.
+The rows are in ``fakes/merge_rows.py``; ``tests/integration/test_tree_like_containerd.py`` puts them before
+containerd itself.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import pytest
 from fakes.layers import (
     CAPABILITY,
     Content,
-    device,
     directory,
     fifo,
     hardlink,
@@ -19,9 +19,10 @@ from fakes.layers import (
     symlink,
     whiteout,
 )
+from fakes.merge_rows import ROWS
 
 from fastpull.image.errors import LayerFormatError, LimitExceededError
-from fastpull.image.layer_index import Entry, EntryType
+from fastpull.image.layer_index import Entry
 from fastpull.image.node import Node
 from fastpull.image.tree import Tree, merge
 
@@ -37,100 +38,7 @@ def at(tree: Tree, path: bytes) -> Node:
     return dict(tree.walk())[path]
 
 
-@pytest.mark.parametrize(
-    ("contents", "expected"),
-    [
-        pytest.param([], [], id="no-layer"),
-        pytest.param([[]], [], id="empty-layer"),
-        pytest.param([[f(b"a")], [], [f(b"b")]], [b"a", b"b"], id="empty-layer-between"),
-        pytest.param(
-            [[directory(b"a"), f(b"a/x"), f(b"a/y")], [whiteout(b"a/x")]], [b"a", b"a/y"], id="whiteout-of-a-file"
-        ),
-        pytest.param([[directory(b"a"), f(b"a/x"), f(b"y")], [whiteout(b"a")]], [b"y"], id="whiteout-of-a-directory"),
-        pytest.param([[f(b"a")], [whiteout(b"b")]], [b"a"], id="whiteout-of-nothing"),
-        pytest.param(
-            [[directory(b"a"), f(b"a/x")], [directory(b"a"), opaque(b"a"), f(b"a/z")]],
-            [b"a", b"a/z"],
-            id="opaque-before-its-entries",
-        ),
-        pytest.param(
-            [[directory(b"a"), f(b"a/x")], [directory(b"a"), f(b"a/z"), opaque(b"a")]],
-            [b"a", b"a/z"],
-            id="opaque-after-its-entries",
-        ),
-        pytest.param(
-            [[directory(b"a"), f(b"a/x")], [opaque(b"a")], [f(b"a/y")]],
-            [b"a", b"a/y"],
-            id="opaque-in-a-middle-layer",
-        ),
-        pytest.param([[f(b"x")], [opaque(b""), f(b"z")]], [b"x", b"z"], id="opaque-root-hides-nothing"),
-        pytest.param(
-            [[directory(b"c"), f(b"c/x")], [directory(b"c"), symlink(b"a", b"c"), opaque(b"a")]],
-            [b"a", b"c"],
-            id="opaque-through-a-symlink",
-        ),
-        pytest.param([[f(b"a"), whiteout(b"a"), f(b"b")]], [b"b"], id="lowest-layer-whiteout-removes"),
-        pytest.param(
-            [[directory(b"a"), f(b"a/x"), opaque(b"a"), f(b"a/z")]],
-            [b"a", b"a/x", b"a/z"],
-            id="lowest-layer-opaque-keeps-entries",
-        ),
-        pytest.param(
-            [[directory(b"a"), f(b"a/i/x"), opaque(b"a"), f(b"a/z")]],
-            [b"a", b"a/z"],
-            id="lowest-layer-opaque-removes-implied-directories",
-        ),
-        pytest.param(
-            [[directory(b"a"), f(b"a/x")], [whiteout(b"a"), f(b"a")]], [b"a"], id="whiteout-then-file-of-that-name"
-        ),
-        pytest.param(
-            [[directory(b"a"), f(b"a/x")], [whiteout(b"a"), directory(b"a"), f(b"a/z")]],
-            [b"a", b"a/x", b"a/z"],
-            id="whiteout-then-directory-of-that-name-merges",
-        ),
-        pytest.param([[f(b"a")], [f(b"a"), whiteout(b"a")]], [b"a"], id="whiteout-after-its-own-layer's-entry"),
-        pytest.param([[f(b"a")], [whiteout(b"a"), whiteout(b"a")]], [], id="whiteout-twice"),
-        pytest.param([[f(b"q")], [whiteout(b"n/o/x")]], [b"n", b"n/o", b"q"], id="whiteout-makes-parents"),
-        pytest.param(
-            [[f(b"x"), f(b"y")], [device(b"x", EntryType.CHARACTER, 0, 0)]], [b"y"], id="character-device-0-0"
-        ),
-        pytest.param([[device(b"x", EntryType.CHARACTER, 0, 0)]], [], id="character-device-0-0-alone"),
-        pytest.param([[f(b"a")], [directory(b"a"), f(b"a/x")], [f(b"a")]], [b"a"], id="file-to-directory-and-back"),
-        pytest.param(
-            [[directory(b"a"), f(b"a/x")], [f(b"a")], [directory(b"a"), f(b"a/y")]],
-            [b"a", b"a/y"],
-            id="directory-to-file-and-back",
-        ),
-        pytest.param([[f(b"a")], [f(b"a/b")]], [b"a", b"a/b"], id="implied-directory-over-a-lower-file"),
-        pytest.param([[f(b"p/q/r")]], [b"p", b"p/q", b"p/q/r"], id="absent-parents"),
-        pytest.param([[directory(b"c"), symlink(b"a", b"c"), f(b"a/b")]], [b"a", b"c", b"c/b"], id="symlink-as-parent"),
-        pytest.param(
-            [[directory(b"c"), symlink(b"a", b"../../x/../c"), f(b"a/b")]],
-            [b"a", b"c", b"c/b"],
-            id="symlink-as-parent-stays-inside-the-root",
-        ),
-        pytest.param(
-            [[symlink(b"a", b"b"), symlink(b"b", b"d/e"), symlink(b"d/e", b"/c"), f(b"a/x")]],
-            [b"a", b"b", b"c", b"c/x", b"d", b"d/e"],
-            id="chain-of-symlinks-as-parent",
-        ),
-        pytest.param(
-            [[symlink(b"a", b"new/deep"), f(b"a/b")]],
-            [b"a", b"new", b"new/deep", b"new/deep/b"],
-            id="dangling-symlink-as-parent",
-        ),
-        pytest.param(
-            [[directory(b"c"), symlink(b"a", b"c")], [f(b"a/b")]],
-            [b"a", b"a/b", b"c"],
-            id="symlink-of-a-lower-layer-is-not-followed",
-        ),
-        pytest.param(
-            [[f(b"a"), directory(b"d"), f(b"d/x")], [whiteout(b"d/x")], [f(b"a"), directory(b"d"), f(b"d/x")]],
-            [b"a", b"d", b"d/x"],
-            id="one-layer-twice",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("contents", "expected"), ROWS)
 def test_the_tree_holds(contents: list[list[Entry]], expected: list[bytes]) -> None:
     """Whiteouts, opaque marks, replacements and symlinked parents leave exactly these paths."""
     assert names(merge(layers(*contents))) == expected
