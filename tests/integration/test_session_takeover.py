@@ -52,9 +52,12 @@ def daemons(run_dir: Path, blob: Path) -> Iterator[dict[str, SessionDaemon]]:
         daemon.stop(group=False)
 
 
-def waits(reader: subprocess.Popen[str]) -> bool:
-    """Whether the reader sits in the kernel, waiting for FUSE."""
-    return reader.poll() is None and "fuse" in Path(f"/proc/{reader.pid}/stack").read_text()
+def waits(reader: subprocess.Popen[str], *, in_: str = "vfs_read") -> bool:
+    """Whether the reader sits in the kernel, waiting for an answer; by default to a READ."""
+    if reader.poll() is not None:
+        return False
+    stack = Path(f"/proc/{reader.pid}/stack").read_text()
+    return "fuse_" in stack and in_ in stack
 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
@@ -71,7 +74,7 @@ def test_a_read_that_a_daemon_left_open_is_answered_by_the_next(
     else:
         daemons["stuck"].stop(group=False)
     late = start_reader(run_dir / "devices/blob", [(77, 7)])
-    until(lambda: waits(late), "a reader waits while there is no daemon")
+    until(lambda: waits(late, in_="open"), "a reader waits while there is no daemon")
     line = daemons["local"].serve()
 
     assert "resumed=True lost=False" in line
