@@ -60,7 +60,7 @@ def parse_header(block: bytes) -> TarHeader:
         mode,
         uid,
         gid,
-        int(size[:11], 8) if size[:11].isdigit() and size[11] in b"\0 " else parse_number(size),
+        _size(size),
         _time(mtime) * 1_000_000_000,
     )
     if link[0]:
@@ -110,6 +110,16 @@ def parse_octal(field: bytes) -> int:
 
 
 # The members of a layer resemble each other: a remembered field takes 50 ns, a parsed one 300.
+
+
+def _size(field: bytes) -> int:
+    digits = field[:11]  # sizes differ, so they are parsed; nearly always the field looks like this
+    if digits.isdigit() and field[11] in b"\0 ":
+        try:
+            return int(digits, 8)
+        except ValueError:
+            pass
+    return parse_number(field)
 
 
 @lru_cache(maxsize=1024)
