@@ -15,7 +15,7 @@ from aiohttp import web
 
 from fastpull.cache.codec import decode
 from fastpull.cache.digest import CHUNK_ID_BYTES, ChunkId, Digest
-from fastpull.cache.errors import ChunkCorruptError
+from fastpull.cache.errors import ChunkCorruptError, ChunkMissingError
 from fastpull.cache.frames import FRAMES_TYPE, HEADER, MAX_IDS, MISSING_FRAME, unpack_ids
 from fastpull.cache.store import ChunkStore, ChunkView, StoredChunk
 from fastpull.proxy import metrics
@@ -49,20 +49,35 @@ async def post_chunks(request: web.Request) -> web.StreamResponse:
     services.store.touch(ids)
     block = gather(services.store, ids, 0, verify=verify, skip_missing=False)
     _count(block, 0)
-    if block.stop == len(ids):  # the usual case, a batch of about 1 MiB: one write, with its length
-        return web.Response(body=block.data, content_type=FRAMES_TYPE)
+    length = len(block.data) if block.stop == len(ids) else None
+    if length is None and not verify:
+        rest = measure(services.store, ids, block.stop)
+        length = None if rest is None else len(block.data) + rest
     response = web.StreamResponse()
     response.content_type = FRAMES_TYPE
-    async with whole_or_cut(request, response):
-        await _stream(services, response, ids, block, chain, verify=verify)
+    if length is not None:  # the usual case: nothing is missing. Framing as HTTP chunks would cost one more copy
+        response.content_length = length
+    async with whole_or_cut(request, response) as writer:
+        writer.send_headers()  # else aiohttp copies head and first block into one
+        await _stream(services, response, ids, block, chain, verify=verify, may_wait=length is None)
         await response.write_eof()
     return response
 
 
 async def _stream(
-    services: Services, response: web.StreamResponse, ids: Sequence[ChunkId], block: _Block, chain: str, *, verify: bool
+    services: Services,
+    response: web.StreamResponse,
+    ids: Sequence[ChunkId],
+    block: _Block,
+    chain: str,
+    *,
+    verify: bool,
+    may_wait: bool,
 ) -> None:
-    """Send ``block`` and what follows it. Waits once for missing chunks to come back, then says what is missing."""
+    """Send ``block`` and what follows it. Waits once for missing chunks to come back, then says what is missing.
+
+    Without ``may_wait``, when the length was promised, raise ``ChunkMissingError`` for what was evicted since.
+    """
     until = time.monotonic() + _RESTORE_SECONDS
     skip_missing = False
     while True:
@@ -74,6 +89,8 @@ async def _stream(
         if block.damaged:
             await services.store_writer.run(services.store.drop, block.damaged)
         if not block.data and not skip_missing:  # ids[start] is missing
+            if not may_wait:
+                raise ChunkMissingError(ids[start])
             rest = ids[start:]
             missing = [chunk for chunk, is_here in zip(rest, services.store.has(rest), strict=True) if not is_here]
             left = until - time.monotonic()
@@ -81,6 +98,21 @@ async def _stream(
             metrics.CHUNKS_ABSENT.labels("missing").inc(len(missing))
         block = gather(services.store, ids, start, verify=verify, skip_missing=skip_missing)
         _count(block, start)
+
+
+def measure(store: ChunkStore, ids: Sequence[ChunkId], start: int) -> int | None:
+    """The length of all frames from ``ids[start]`` on; ``None`` when a chunk is missing or damaged."""
+    total = (len(ids) - start) * HEADER.size
+    with store.view() as view:
+        try:
+            for chunk in ids[start:]:
+                stored = view.get(chunk)
+                if stored is None:
+                    return None
+                total += len(stored.data)
+        except ChunkCorruptError:
+            return None
+    return total
 
 
 def _count(block: _Block, start: int) -> None:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 log = logging.getLogger(__name__)
 
@@ -21,14 +22,16 @@ async def send(response: web.StreamResponse, block: bytes) -> None:
 
 
 @contextlib.asynccontextmanager
-async def whole_or_cut(request: web.Request, response: web.StreamResponse) -> AsyncIterator[None]:
-    """Prepare ``response``; when the block fails, cut the connection, so that a short body is never taken for whole.
+async def whole_or_cut(request: web.Request, response: web.StreamResponse) -> AsyncIterator[AbstractStreamWriter]:
+    """Prepare ``response`` and give its writer. When the block fails, cut the connection: a short body must never be
+    taken for whole.
 
     aiohttp would leave the connection open after a short body and the client waiting.
     """
-    await response.prepare(request)
+    writer = await response.prepare(request)
+    assert writer is not None, "prepared twice"
     try:
-        yield
+        yield writer
     except (ConnectionError, TimeoutError):
         _cut(request)  # the reader has left: nothing to report
     except Exception as exc:  # noqa: BLE001 - whatever it was, the answer is begun and can only be cut
