@@ -20,6 +20,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
+import grpc
+
 from harness.cri import CriClient
 from harness.mounts import unmount_all_below
 from harness.processes import OwnedProcess, run
@@ -59,7 +61,8 @@ class Containerd:
             self.set_mirror(host, mirror)
         config = root / "config.toml"
         proxy = _proxy_plugin(snapshotter_socket, snapshotter_root) if snapshotter_socket else ""
-        config.write_text(self._settings(sandbox_image) + proxy + extra_settings)
+        version = "version = 3\n" if _major_version() >= 2 else "version = 2\n"
+        config.write_text(version + self._settings(sandbox_image) + proxy + extra_settings)
         self.process = OwnedProcess(["containerd", "--config", config], root / "containerd.log")
 
     def start(self) -> Self:
@@ -134,19 +137,16 @@ class Containerd:
         if done.returncode != 0:
             return False
         with self.cri() as cri:
-            return bool(cri.version())
+            try:
+                cri.images()
+            except grpc.RpcError:  # CRI answers Version long before it has loaded its images
+                return False
+            return True
 
     def _settings(self, sandbox_image: str) -> str:
-        # Without CNI, AppArmor and the right to lower an OOM score: a container, a VM and CI have them rarely.
-        return f"""\
-version = 2
+        common = f"""\
 root = "{self.data}"
 state = "{self.state}"
-disabled_plugins = [
-  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing",
-]
 [grpc]
   address = "{self.socket}"
 [debug]
@@ -154,12 +154,16 @@ disabled_plugins = [
   level = "debug"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{self.root / "opt"}"
+"""
+        return common + (self._cri_2(sandbox_image) if _major_version() >= 2 else self._cri_1(sandbox_image))
+
+    # Without CNI, AppArmor and the right to lower an OOM score: a container, a VM and CI have them rarely.
+
+    def _cri_1(self, sandbox_image: str) -> str:
+        return f"""\
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{sandbox_image}"
-  disable_apparmor = true
-  disable_hugetlb_controller = true
-  restrict_oom_score_adj = true
-  tolerate_missing_hugetlb_controller = true
+{self._runtime()}
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "{self.snapshotter}"
   [plugins."io.containerd.grpc.v1.cri".cni]
@@ -168,6 +172,41 @@ disabled_plugins = [
   [plugins."io.containerd.grpc.v1.cri".registry]
     config_path = "{self.certs}"
 """
+
+    def _cri_2(self, sandbox_image: str) -> str:
+        unpack = "".join(
+            f'[[plugins."io.containerd.transfer.v1.local".unpack_config]]\n'
+            f'  platform = "linux"\n  snapshotter = "{name}"\n'
+            for name in dict.fromkeys((self.snapshotter, "overlayfs"))
+        )
+        return f"""\
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "{self.snapshotter}"
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "{sandbox_image}"
+  [plugins."io.containerd.cri.v1.images".registry]
+    config_path = "{self.certs}"
+[plugins."io.containerd.cri.v1.runtime"]
+{self._runtime()}
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    conf_dir = "{self.root / "cni"}"
+    bin_dirs = ["{self.root / "cni"}"]
+{unpack}"""
+
+    @staticmethod
+    def _runtime() -> str:
+        return """\
+  disable_apparmor = true
+  disable_hugetlb_controller = true
+  restrict_oom_score_adj = true
+  tolerate_missing_hugetlb_controller = true"""
+
+
+def _major_version() -> int:
+    """Of the containerd on the PATH: ``containerd <name> [v]1.6.20~ds1 <revision>``."""
+    found = re.search(r"\sv?(\d+)\.\d+", run("containerd", "--version"))
+    assert found, "containerd --version names no version"
+    return int(found[1])
 
 
 def _proxy_plugin(socket: Path, root: Path | None) -> str:
