@@ -10,7 +10,9 @@ from aiohttp.web import BaseRequest, StreamResponse
 
 
 class JsonAccessLogger(AbstractAccessLogger):
-    """``{"time", "remote", "method", "path", "ns", "status", "bytes", "seconds", "agent"}``."""
+    """``time`` (when it began), ``remote``, ``method``, ``path``, ``ns``, ``range``, ``status``, ``bytes`` (sent, with
+    or without the head), ``seconds``, ``agent``.
+    """
 
     def log(self, request: BaseRequest, response: StreamResponse, time: float) -> None:
         self.logger.info("%s", line(request, response, time).decode())
