@@ -15,11 +15,14 @@ from fastpull.proxy.mirror.answers import common_headers
 from fastpull.proxy.mirror.blobs import BlobHandle, Blobs, BlobSource
 from fastpull.proxy.mirror.manifest_types import MAX_MANIFEST_BYTES, manifest_type
 from fastpull.proxy.mirror.pass_through import pass_through
+from fastpull.proxy.mirror.recent import Recent
 from fastpull.proxy.mirror.sending import FileResponse
 from fastpull.proxy.ranges import ByteRange, RequestedRange, parse_range
 from fastpull.proxy.upstream.registry import Upstreams
 
 log = logging.getLogger(__name__)
+
+_CHECKED_SECONDS = 3600.0
 
 _SENT = metrics.CLIENT_BYTES.labels("blob")
 
@@ -31,13 +34,14 @@ class BlobAnswers:
         self._answer_seconds = answer_seconds
         self._blobs = blobs
         self._upstreams = upstreams
+        self._checked: Recent[Digest, bool] = Recent(_CHECKED_SECONDS, limit=65536)
 
     async def head(self, source: BlobSource, namespace: str | None) -> tuple[web.StreamResponse, str]:
         size = await self._blobs.stat(source)
         if size <= MAX_MANIFEST_BYTES:
             async with self._blobs.open(source) as blob:
-                await _refuse_manifest(source, blob)
-        headers = {**_headers(source.digest, namespace), "Content-Length": str(size)}
+                await self.refuse_manifest(source, blob)
+        headers = {**blob_headers(source.digest, namespace), "Content-Length": str(size)}
         return web.Response(status=200, headers=headers, content_type="application/octet-stream"), "hit"
 
     async def get(
@@ -45,13 +49,17 @@ class BlobAnswers:
     ) -> tuple[web.StreamResponse, str]:
         """The answer, sent, and its outcome. Raise ``MirrorError`` only while nothing was sent."""
         wanted = _wanted(request, source.digest)
-        outcome = self._outcome(source.digest)
+        if self._blobs.has(source.digest):
+            outcome = "hit"
+        else:
+            outcome = "shared" if self._blobs.is_filling(source.digest) else "miss"
         try:
             async with self._blobs.open(source, first_offset=_first_offset(wanted)) as blob:
-                await _refuse_manifest(source, blob)
+                await self.refuse_manifest(source, blob)
                 span, response = _begin_of(wanted, blob.size, source.digest, namespace)
                 unverified = _may_be_unverified(wanted, span, blob.size)
-                await self._first_byte(blob, span, unverified=unverified)
+                if not blob.is_complete:
+                    await self._first_byte(blob, span, unverified=unverified)
                 await self._send(request, response, source, blob, span, unverified=unverified)
         except (BlobStoreFullError, BlobStoreError) as exc:
             log.warning("blob %s is passed through: %s", source.digest, exc)
@@ -61,10 +69,21 @@ class BlobAnswers:
             outcome = "bypass"
         return response, outcome
 
-    def _outcome(self, digest: Digest) -> str:
-        if self._blobs.is_filling(digest):
-            return "shared"
-        return "hit" if self._blobs.has(digest) else "miss"
+    def is_checked(self, digest: Digest) -> bool:
+        """Has ``refuse_manifest`` let this blob pass?"""
+        return self._checked.get(digest) is not None
+
+    async def refuse_manifest(self, source: BlobSource, blob: BlobHandle) -> None:
+        """Raise ``BlobUnknownError`` for a manifest that is asked for as a blob.
+
+        Some registries serve them here. containerd, which asks so as a last resort, would store it as
+        ``application/octet-stream`` and never be able to use the image again.
+        """
+        if self.is_checked(source.digest):
+            return
+        if await _is_manifest(blob):
+            raise BlobUnknownError(source.upstream, source.repository, source.digest)
+        self._checked.put(source.digest, True)
 
     async def _first_byte(self, blob: BlobHandle, span: ByteRange, *, unverified: bool) -> None:
         """Wait for the first byte of the body, so that a transfer that fails before it becomes an honest status.
@@ -132,7 +151,7 @@ class BlobAnswers:
             raise
 
 
-def _headers(digest: Digest, namespace: str | None) -> dict[str, str]:
+def blob_headers(digest: Digest, namespace: str | None) -> dict[str, str]:
     return {
         **common_headers(namespace),
         "Docker-Content-Digest": str(digest),
@@ -145,7 +164,7 @@ def _headers(digest: Digest, namespace: str | None) -> dict[str, str]:
 def _begin_of(
     wanted: RequestedRange | None, size: int, digest: Digest, namespace: str | None
 ) -> tuple[ByteRange, FileResponse]:
-    headers = _headers(digest, namespace)
+    headers = blob_headers(digest, namespace)
     if wanted is None:
         return ByteRange(0, size), FileResponse(200, headers, size)
     span = wanted.resolve(size)
@@ -174,19 +193,14 @@ def _first_offset(wanted: RequestedRange | None) -> int:
     return wanted.first or 0 if wanted is not None else 0
 
 
-async def _refuse_manifest(source: BlobSource, blob: BlobHandle) -> None:
-    """Raise ``BlobUnknownError`` for a manifest that is asked for as a blob.
-
-    Some registries serve them here. containerd, which asks so as a last resort, would store it as
-    ``application/octet-stream`` and never be able to use the image again.
-    """
+async def _is_manifest(blob: BlobHandle) -> bool:
+    """Reads no more than the first byte of what is none."""
     if blob.size == 0:
         await blob.wait_complete()  # its head is all that there is to hold back
     if not 0 < blob.size <= MAX_MANIFEST_BYTES:
-        return
+        return False
     await blob.wait_readable(0, unverified=True)
     if os.pread(blob.fd, 1, 0) != b"{":
-        return
+        return False
     await blob.wait_readable(blob.size - 1)  # held back until verified
-    if manifest_type(os.pread(blob.fd, blob.size, 0)) is not None:
-        raise BlobUnknownError(source.upstream, source.repository, source.digest)
+    return manifest_type(os.pread(blob.fd, blob.size, 0)) is not None

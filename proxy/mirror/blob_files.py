@@ -46,6 +46,7 @@ class BlobFiles:
     def __init__(self, data_dir: Path, quota_bytes: int, sizes: Table[int]) -> None:
         self.fills = data_dir / "fills"
         self._blobs = data_dir / "blobs" / "sha256"
+        self._prefix = f"{self._blobs}/"
         self._quota_bytes = quota_bytes
         self._sizes = sizes
         self._known: dict[Digest, int] = {}
@@ -63,23 +64,22 @@ class BlobFiles:
     def open(self, digest: Digest) -> tuple[int, int] | None:
         """A descriptor of the complete blob and its size; ``None`` = it is not here. The caller closes it."""
         try:
-            fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+            # Text instead of Path: a fifth of the time that a small range costs.
+            fd = os.open(f"{self._prefix}{digest.hex[:2]}/{digest.hex}", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         except OSError as exc:
             log.warning("blob %s can not be opened and is fetched again: %s", digest, exc)
             return None
-        try:
-            size = os.fstat(fd).st_size
-            if size != self._right_size(digest):
-                log.warning("blob %s has %d bytes, which is not what was verified: removed", digest, size)
-                self.drop(digest)
-                os.close(fd)
-                return None
-        except BaseException:
+        size = os.fstat(fd).st_size
+        if size != (self._known.get(digest) or self._right_size(digest)):
+            log.warning("blob %s has %d bytes, which is not what was verified: removed", digest, size)
             os.close(fd)
-            raise
-        self._note_use(digest, size, fd)
+            self.drop(digest)
+            return None
+        entry = self._entries.get(digest)
+        if entry is None or time.time() - entry.used > _TOUCH_SECONDS:
+            self._note_use(digest, size, fd)
         return fd, size
 
     def size(self, digest: Digest) -> int | None:
@@ -230,11 +230,7 @@ class BlobFiles:
         self.forget(digest)
 
     def _note_use(self, digest: Digest, size: int, fd: int) -> None:
-        entry = self._entries.get(digest)
-        now = time.time()
-        if entry is not None and now - entry.used < _TOUCH_SECONDS:
-            return
-        self._account(digest, _Entry(size, now, is_partial=False))
+        self._account(digest, _Entry(size, time.time(), is_partial=False))
         try:
             os.utime(fd)
         except OSError as exc:

@@ -167,7 +167,7 @@ class _FileSender:
 
     async def run(self) -> None:
         while True:
-            if not _is_cached(self._fd, self._position, self._stop):
+            if not is_cached(self._fd, self._position, self._stop):
                 await _warm_up(self._fd, self._position, min(self._stop, self._position + _SENDFILE_BYTES))
             if self._step():
                 return
@@ -192,7 +192,7 @@ class _FileSender:
         if self._turn.done():
             return
         try:
-            is_over = self._step() or not _is_cached(self._fd, self._position, self._stop)
+            is_over = self._step() or not is_cached(self._fd, self._position, self._stop)
         except OSError as exc:
             self._failure = exc
             is_over = True
@@ -212,13 +212,14 @@ class _FileSender:
         return self._position >= self._stop
 
 
-def _is_cached(fd: int, start: int, stop: int) -> bool:
+_PROBE = [bytearray(1)]
+
+
+def is_cached(fd: int, start: int, stop: int) -> bool:
     """Are the pages of the next step in memory, as far as its ends tell? A read from disk would stop the loop."""
     try:
-        os.preadv(fd, [bytearray(1)], start, os.RWF_NOWAIT)
-        last = min(stop, start + _SENDFILE_BYTES) - 1
-        if last > start:
-            os.preadv(fd, [bytearray(1)], last, os.RWF_NOWAIT)
+        os.preadv(fd, _PROBE, start, os.RWF_NOWAIT)
+        os.preadv(fd, _PROBE, min(stop, start + _SENDFILE_BYTES) - 1, os.RWF_NOWAIT)
     except BlockingIOError:
         return False
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from fastpull.cache.tasks import Tasks
 from fastpull.config.proxy import CacheSettings, MirrorSettings, ProxySettings, UpstreamSettings
 from fastpull.config.units import ByteSize
 from fastpull.proxy.mirror.routes import MIRROR, ROUTES
+from fastpull.proxy.mirror.runner import MirrorRunner
 from fastpull.proxy.mirror.service import TABLES, ManifestSeen, Mirror
 
 FAST = {
@@ -81,7 +83,9 @@ class RunningMirror:
 
 
 @asynccontextmanager
-async def running_mirror(settings: ProxySettings) -> AsyncIterator[RunningMirror]:
+async def running_mirror(
+    settings: ProxySettings, *, fast_lane: bool = True, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[RunningMirror]:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     seen: list[ManifestSeen] = []
     with closing(Database.open(settings.data_dir / "tables", tables=TABLES, map_bytes=1 << 28)) as database:
@@ -89,13 +93,15 @@ async def running_mirror(settings: ProxySettings) -> AsyncIterator[RunningMirror
             app = web.Application()
             app[MIRROR] = mirror
             app.add_routes(ROUTES)
-            runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
+            runner = (MirrorRunner if fast_lane else web.AppRunner)(
+                app, shutdown_timeout=0.1, access_log=None, max_line_size=65536, max_field_size=65536
+            )
             await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0)
+            site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
             await site.start()
             try:
                 async with aiohttp.ClientSession(auto_decompress=False) as client:
-                    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+                    url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
                     yield RunningMirror(url, mirror, client, seen)
             finally:
                 await runner.cleanup()
