@@ -140,6 +140,7 @@ async def open_node(settings: NodeSettings, *, snapshotter: bool = True) -> Asyn
             mount=mount,
             session=session,
             chains=chains,
+            tasks=tasks,
             snapshotter_socket=settings.snapshotter.socket if snapshotter else None,
         )
         _ = tasks.spawn(node.housekeeping(), name="housekeeping")
@@ -197,6 +198,7 @@ async def _until_stopped(node: Node, stopping: asyncio.Event) -> str | None:
 
 
 async def _unmount_everything(node: Node) -> None:
+    await node.tasks.aclose()  # among them the watch that would replace the holder
     await node.session.aclose(hand_over=False)
     await asyncio.to_thread(node.mount.unmount)
     if isinstance(node.mount.keeper, HolderKeeper):

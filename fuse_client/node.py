@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastpull.cache.errors import CacheError
 from fastpull.cache.lmdb_store import LmdbChunkStore
+from fastpull.cache.tasks import Tasks
 from fastpull.cache.writer import Writer
 from fastpull.config.node import NodeSettings
 from fastpull.fuse_client.chains import CONTAINERD, Chains
@@ -31,7 +34,9 @@ from fastpull.fuse_client.tracer import Tracer
 
 log = logging.getLogger(__name__)
 
-HOUSEKEEPING_SECONDS = 60.0
+FLUSH_SECONDS = 5.0
+FLUSHES_PER_LOOK = 12  # a look at which chunks were used costs 1 ms for each chain
+RETRY_HOLDER_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +59,7 @@ class Node:
     mount: DevicesMount
     session: FuseSession
     chains: Chains
+    tasks: Tasks
     snapshotter_socket: Path | None = None
     holder_gone: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -123,24 +129,28 @@ class Node:
 
     async def housekeeping(self) -> None:
         """For ever: tell the store what is used, so that it evicts the rest first."""
-        while True:
-            await asyncio.sleep(HOUSEKEEPING_SECONDS)
-            for device in self.chains.devices():
-                self.store.touch(device.take_used())
-            await self.writer.run(self.store.flush)
-            self.store.release_resident()
+        for turn in itertools.count(1):
+            await asyncio.sleep(FLUSH_SECONDS)
+            if turn % FLUSHES_PER_LOOK == 0:
+                for device in self.chains.devices():
+                    self.store.touch(device.take_used())
+                self.store.release_resident()
+            try:
+                await self.writer.run(self.store.flush)
+            except CacheError as exc:
+                log.warning("the node cache can not be tidied up: %s", exc)
 
     async def watch_holder(self) -> None:
         """For ever: when the process that keeps the FUSE mount is gone, start another and give it a copy."""
         while True:
             await self.mount.keeper.lost()
             self.holder_gone.set()
-            log.error("%s is gone; until there is another one, this daemon must not be restarted", self.mount.keeper)
+            log.error("%s is gone; until there is another one, this daemon must not end", self.mount.keeper.description)
             try:
                 self.mount.keep_again(await asyncio.to_thread(find_keeper, self.settings.run_dir, os.environ))
             except KeeperError as exc:
                 log.error("there is no holder: %s", exc)  # noqa: TRY400 - the message says all
-                await asyncio.sleep(HOUSEKEEPING_SECONDS)
+                await asyncio.sleep(RETRY_HOLDER_SECONDS)
             else:
                 self.holder_gone.clear()
                 log.warning("the FUSE mount is kept by %s now", self.mount.keeper.description)

@@ -79,7 +79,7 @@ class Transport:
         attempt: int = 0,
         read_seconds: float | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send one request and give its answer, whose status is below 400. Reading the body counts as part of it.
+        """Send one request and give its answer, whose status is 2xx. Reading the body counts as part of it.
 
         ``attempt`` makes retries go round the proxies. ``read_seconds`` bounds each wait for bytes.
         """
@@ -92,7 +92,7 @@ class Transport:
         url = URL(endpoint.url + path, encoded=True)
         try:
             async with await self._send(method, url, params, body, headers, timeout) as response:
-                if response.status >= 400:
+                if response.status >= 300:  # a redirect is not followed: /v1 has none
                     raise await _refusal(str(url), response)
                 yield response
         except ProxyAnswerError as exc:

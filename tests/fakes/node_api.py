@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -31,7 +32,7 @@ class FakeProxy:
     """``async with proxy.serving()`` on the loop of the test, or ``with proxy.in_thread()``.
 
     ``faults`` are used up in order, one for each request for chunks. ``asked`` counts how often each chunk
-    was asked for; ``gate``, while cleared, holds every request for chunks.
+    was asked for.
     """
 
     chunks: dict[ChunkId, StoredChunk] = field(default_factory=dict)
@@ -46,6 +47,8 @@ class FakeProxy:
     warming: dict[str, int] = field(default_factory=dict)  # image → polls until it is ready
     wrong_artifacts: int = 0  # so many bootstraps and chunk maps are sent damaged
     bytes_per_second: float = 0.0
+    budget: float = math.inf  # so many chunks are sent; the next waits until it is raised
+    sent: int = 0
     url: str = ""
     port: int = 0
 
@@ -202,6 +205,9 @@ class FakeProxy:
             return answer
         response = await begin(request)
         for chunk in wanted:
+            while self.sent >= self.budget:
+                await asyncio.sleep(0.005)
+            self.sent += 1
             frame = self.frame(chunk)
             if self.bytes_per_second:
                 await asyncio.sleep(len(frame) / self.bytes_per_second)

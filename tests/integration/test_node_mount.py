@@ -1,0 +1,227 @@
+"""The node daemon with the real kernel: FUSE, EROFS, ``fastpull-node``; only the proxy is a fake."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes.layers import Content, directory, hardlink, layers, symlink
+from fakes.node_api import FakeProxy
+from harness.mounts import mount_points_below, unmount_all_below
+from harness.node import Node
+from harness.processes import run
+from harness.waiting import until
+
+from fastpull.cache.wire import Plan
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+]
+
+BIG = 12 << 20
+
+
+class Image:
+    """A tree of small files and a big one, and the checksums that a reader must find."""
+
+    def __init__(self) -> None:
+        rng = random.Random(7)
+        content = Content(40_000)
+        self.files = {f"lib/m{n:03}.py".encode(): rng.randbytes(rng.randrange(20_000)) for n in range(150)}
+        self.files[b"big"] = rng.randbytes(BIG)
+        entries = [directory(b"lib"), *(content.file(path, data) for path, data in self.files.items())]
+        entries += [symlink(b"usr", b"lib"), hardlink(b"lib/same.py", b"lib/m000.py")]
+        self.files[b"lib/same.py"] = self.files[b"lib/m000.py"]
+        self.proxy = FakeProxy()
+        self.chain = self.proxy.add_image("demo:1", layers(entries), content.chunks)
+
+    def sums(self) -> str:
+        """As ``sha256sum`` prints them, sorted by path."""
+        return "".join(
+            f"{hashlib.sha256(data).hexdigest()}  ./{path.decode()}\n" for path, data in sorted(self.files.items())
+        )
+
+
+@pytest.fixture
+def image() -> Iterator[Image]:
+    image = Image()
+    with image.proxy.in_thread():
+        yield image
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="fpn-", dir="/tmp"))  # short: unix sockets end after 107 bytes
+    yield path
+    unmount_all_below(path)
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def node(image: Image, root: Path) -> Iterator[Node]:
+    settings = "[trace]\nsettle_seconds = 0.5\n"
+    with Node(root / "n", [image.proxy.url], extra_settings=settings) as node:
+        yield node
+
+
+def sums(path: Path) -> str:
+    return run("sh", "-c", "find . -type f | LC_ALL=C sort | xargs sha256sum", cwd=path, seconds=120)
+
+
+def mount(node: Node, root: Path) -> Path:
+    node.command("mount", "demo:1", root / "mnt")
+    return root / "mnt"
+
+
+def test_a_mounted_image_reads_as_it_was_built(image: Image, node: Node, root: Path) -> None:
+    """Every byte through EROFS, FUSE and the proxy; then once more with the proxy unreachable."""
+    path = mount(node, root)
+    assert sums(path) == image.sums()
+    assert os.readlink(path / "usr") == "lib"
+    assert set(image.proxy.asked.values()) == {1}, "no chunk is fetched twice"
+
+    status = node.status()
+    (chain,) = status["chains"]
+    assert chain["chain_id"] == str(image.chain)
+    assert chain["local_chunks"] == chain["chunks"] == len(image.proxy.asked)
+    assert chain["local_bytes"] == chain["content_bytes"]
+    assert chain["users"] == [f"dir:{path}"]
+    assert (status["driver"], status["holder_is_up"]) == ("erofs", True)
+
+    before = len(image.proxy.requests)
+    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    assert sums(path) == image.sums()
+    assert len(image.proxy.requests) == before, "everything is in the node cache"
+
+    node.command("umount", path)
+    assert mount_points_below(path) == []
+    assert node.status()["chains"] == []
+    assert not list((node.data / "chains").iterdir())
+
+
+def test_a_daemon_that_is_killed_costs_its_readers_only_time(image: Image, node: Node, root: Path) -> None:
+    """kill -9 in the middle of a read, again and again: the right bytes, no error."""
+    path = mount(node, root)
+    proxy = image.proxy
+    proxy.budget = 20  # of the 300 chunks of the file: the reader can not be done before we are
+    reader = subprocess.Popen(["sha256sum", path / "big"], stdout=subprocess.PIPE, text=True)
+    try:
+        for round_ in range(3):
+            until(lambda: proxy.sent >= proxy.budget, "the reader makes progress")
+            node.kill()
+            assert reader.poll() is None, f"round {round_}: the reader waits"
+            proxy.budget = proxy.sent + 20
+            node.start()
+        proxy.budget = math.inf
+        out, _ = reader.communicate(timeout=120)
+    finally:
+        reader.kill()
+        reader.wait()
+
+    assert (reader.returncode, out.split()[0]) == (0, hashlib.sha256(image.files[b"big"]).hexdigest())
+    assert sums(path) == image.sums()
+    node.command("umount", path)
+
+
+def test_a_restart_needs_no_proxy(image: Image, root: Path, node: Node) -> None:
+    """What is mounted and local goes on while the proxy is away."""
+    path = mount(node, root)
+    assert sums(path) == image.sums()
+    node.config.write_text(node.config.read_text().replace(image.proxy.url, "http://127.0.0.1:9"))
+    node.restart()
+
+    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    assert sums(path) == image.sums()
+
+
+def test_a_stop_unmounts_and_a_start_mounts_again(image: Image, root: Path, node: Node) -> None:
+    """``stop`` leaves no mount and no holder; the next daemon restores what its users want."""
+    path = mount(node, root)
+    node.command("stop")
+    assert mount_points_below(node.root) == []
+    until(lambda: not node._leftovers(), "daemon and holder have ended")
+    run("umount", path)  # the bind, which is not the daemon's
+
+    node.start()
+    until(lambda: mount_points_below(node.data / "chains"), "the chain is mounted again")
+    assert node.status()["chains"][0]["users"] == [f"dir:{path}"]
+    node.command("umount", path)
+    assert node.status()["chains"] == []
+
+
+def test_a_start_is_traced_and_the_next_one_is_prefetched(image: Image, root: Path, node: Node) -> None:
+    """The trace names what was read in its order; a plan of it is fetched before anybody reads."""
+    path = mount(node, root)
+    wanted = ["lib/m010.py", "big", "lib/m100.py"]
+    for name in wanted:
+        run("cat", path / name)
+    until(lambda: image.proxy.traces, "the trace arrives")
+    trace = image.proxy.traces[0]
+    assert (trace.chain_id, trace.ended_by) == (str(image.chain), "settled")
+    node.command("umount", path)
+    node.command("stop")
+    shutil.rmtree(node.data)
+    until(lambda: not node._leftovers(), "daemon and holder have ended")
+
+    image.proxy.plans[str(image.chain)] = Plan(chain_id=str(image.chain), chunks=trace.chunks, starts=1)
+    image.proxy.requests.clear()
+    node.start()
+    path = mount(node, root)
+    until(lambda: sum(map(len, image.proxy.requests)) >= len(trace.chunks), "the plan is fetched")
+    until(lambda: node.status()["chains"][0]["local_chunks"] == len(trace.chunks), "the plan is here")
+    assert [chunk.hex() for chunks in image.proxy.requests for chunk in chunks][:5] == list(trace.chunks[:5])
+    for name in wanted:
+        run("cat", path / name)
+    assert node.status()["chains"][0]["misses"] == 0
+
+
+def test_without_a_daemon_a_mount_brings_its_own(image: Image, root: Path) -> None:
+    """For a look into an image: one daemon for one mount, gone without a trace after the umount."""
+    environment = {
+        **os.environ,
+        "FASTPULL_NODE__RUN_DIR": str(root / "run"),
+        "FASTPULL_NODE__ROOT": str(root / "data"),
+        "FASTPULL_NODE__PROXIES": json.dumps([image.proxy.url]),
+    }
+    image.proxy.warming["demo:1"] = 3  # not indexed yet
+
+    def command(*args: str, fails: bool = False) -> str:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "fastpull.fuse_client", *args],
+            env=environment,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert (done.returncode == 1) if fails else (done.returncode == 0), done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr
+
+    target = root / "mnt"
+    try:
+        assert "indexed layer" in command("mount", "demo:1", str(target))
+        assert sums(target) == image.sums()
+        assert "something is mounted" in command("mount", "demo:1", str(target), fails=True)
+        with (target / "big").open("rb"):
+            assert "busy" in command("umount", str(target), fails=True)
+    finally:
+        command("umount", str(target))
+    assert mount_points_below(root) == []
+    assert not list((root / "run" / "mounts").iterdir())
+    assert not list((root / "data" / "mounts").iterdir())
+    assert "not mounted by" in command("umount", str(target), fails=True)
+    assert "no such image" in command("mount", "other:1", str(target), fails=True)
+    assert not list((root / "run" / "mounts").iterdir())
