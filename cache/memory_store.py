@@ -66,7 +66,7 @@ class MemoryChunkStore:
                 raise StoreFullError(f"a batch of {added + kept} bytes; the quota is {self._quota}")
             if self._live + added > self._quota:
                 self._evict(int(self._quota * _LOW_WATER) - added, self._in_use, never=batch)
-            for chunk in batch:
+            for chunk in [*sorted(batch.keys() - new.keys()), *new]:
                 self._use(chunk)
             self._unshare()
             for chunk, stored in new.items():
