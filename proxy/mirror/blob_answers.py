@@ -42,7 +42,7 @@ class BlobAnswers:
             async with self._blobs.open(source) as blob:
                 await self.refuse_manifest(source, blob)
         headers = {**blob_headers(source.digest, namespace), "Content-Length": str(size)}
-        return web.Response(status=200, headers=headers, content_type="application/octet-stream"), "hit"
+        return web.Response(status=200, headers=headers), "hit"
 
     async def get(
         self, request: web.Request, source: BlobSource, namespace: str | None
