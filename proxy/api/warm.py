@@ -11,7 +11,7 @@ from fastpull.proxy.services import SERVICES
 
 ROUTES = web.RouteTableDef()
 
-_FIRST_WAIT_SECONDS = 0.15  # what is warm already is done within that, so that one request tells all
+_FIRST_WAIT_SECONDS = 0.3  # what is warm already is done within that, so that one request tells all
 _MOST_WAIT_SECONDS = 60.0
 
 

@@ -16,7 +16,6 @@ from fastpull.cache.errors import ChunkMissingError
 from fastpull.cache.store import ChunkStore
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.wire import LayerProgress, WarmStage, WarmState
-from fastpull.image.chunk_map import ChunkMap
 from fastpull.proxy.errors import MirrorError
 from fastpull.proxy.ingest.failures import remedy_for
 from fastpull.proxy.ingest.restore import Restore
@@ -111,7 +110,7 @@ class Warms:
     async def _bring_back(self, chain_id: str) -> None:
         """Warm means that every chunk is here, also those that were evicted since; and used just now."""
         chunk_map = await self._ingest.chains.chunk_map(chain_id)
-        chunks = await asyncio.to_thread(_chunks, chunk_map)
+        chunks = sorted(set(chunk_map.ids()))  # neighbours in the index are looked up twice as fast
         missing = await asyncio.to_thread(self._missing, chunks)
         if missing and not await self._restore.restore(chain_id, missing, _RESTORE_SECONDS):
             raise ChunkMissingError(missing[0])
@@ -147,7 +146,3 @@ class Warms:
         ended = [job.id for job in self._jobs.values() if job.ended is not None]
         for job_id in ended[: max(0, len(self._jobs) - _KEPT_JOBS)]:
             del self._jobs[job_id]
-
-
-def _chunks(chunk_map: ChunkMap) -> list[ChunkId]:
-    return list({chunk_map.id_at(place) for place in range(len(chunk_map))})
