@@ -29,6 +29,7 @@ from fastpull.proxy.errors import (
 from fastpull.proxy.ingest.chains import ChainUnknownError
 from fastpull.proxy.ingest.failures import LayerFailedError, remedy_for
 from fastpull.proxy.ingest.images import ImageUnknownError
+from fastpull.proxy.ingest.warm import TooManyWarmsError
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (UpstreamForbiddenError, 403),
     (RangeNotSatisfiableError, 416),
     (LayerFailedError, 422),
+    (TooManyWarmsError, 429),
     (ImageError, 422),
     (MirrorError, 424),
     (CacheError, 503),

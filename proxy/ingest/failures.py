@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fastpull.cache.errors import StoreFullError
@@ -47,10 +48,40 @@ class Failure:
     retry_at: float
 
     @classmethod
-    def of(cls, digest: str, exc: Exception, now: float) -> Failure:
+    def of(cls, subject: str, exc: Exception, now: float) -> Failure:
         lasting = isinstance(exc, ImageError)
         seconds = _LASTING_SECONDS if lasting else _PASSING_SECONDS
-        return cls(f"layer {digest}: {str(exc) or type(exc).__name__}", remedy_for(exc), now + seconds)
+        return cls(f"{subject}: {str(exc) or type(exc).__name__}", remedy_for(exc), now + seconds)
+
+
+class Failures:
+    """The last failure of each layer or chain. Bounded: the oldest are forgotten first."""
+
+    def __init__(self, clock: Callable[[], float], *, most: int = 1000) -> None:
+        self._clock = clock
+        self._most = most
+        self._failures: dict[str, Failure] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._failures))
+
+    def put(self, name: str, failure: Failure) -> None:
+        self._failures.pop(name, None)
+        self._failures[name] = failure
+        while len(self._failures) > self._most:
+            del self._failures[next(iter(self._failures))]
+
+    def last(self, name: str) -> Failure | None:
+        """The last failure, also when another attempt would be due."""
+        return self._failures.get(name)
+
+    def current(self, name: str) -> Failure | None:
+        """The failure that is still the answer: no other attempt is due."""
+        failure = self._failures.get(name)
+        return failure if failure is not None and self._clock() < failure.retry_at else None
+
+    def forget(self, name: str) -> None:
+        self._failures.pop(name, None)
 
 
 def remedy_for(exc: BaseException) -> str:

@@ -22,7 +22,7 @@ from fastpull.image.errors import ImageError, IndexFormatError, LayerDigestError
 from fastpull.proxy import metrics
 from fastpull.proxy.errors import MirrorError
 from fastpull.proxy.ingest.changes import Changes
-from fastpull.proxy.ingest.failures import Failure, LayerFailedError
+from fastpull.proxy.ingest.failures import Failure, Failures, LayerFailedError
 from fastpull.proxy.ingest.figures import LayerFigures, figures_of
 from fastpull.proxy.ingest.job import LayerJob
 from fastpull.proxy.ingest.state import IngestTables, LayerRecord, LayerSource, found
@@ -93,7 +93,7 @@ class Layers:
         self._slots = asyncio.Semaphore(at_once)
         self._flights: SingleFlight[str, None] = SingleFlight(tasks)
         self._running: dict[str, _Run] = {}
-        self._failures: dict[str, Failure] = {}
+        self._failures = Failures(clock)
 
     async def remember(self, sources: Mapping[str, LayerSource]) -> None:
         """Note, by diffID, where an image's layers can be had."""
@@ -111,8 +111,7 @@ class Layers:
 
     def failure(self, diff_id: str) -> Failure | None:
         """The last failure, as long as it is not worth another attempt."""
-        failure = self._failures.get(diff_id)
-        return failure if failure is not None and self._clock() < failure.retry_at else None
+        return self._failures.current(diff_id)
 
     def running(self) -> list[LayerProgress]:
         return [self.progress(diff_id) for diff_id in list(self._running)]
@@ -148,7 +147,7 @@ class Layers:
                 new_bytes=record.new_bytes,
                 files=record.files,
             )
-        if (failure := self._failures.get(diff_id)) is not None:
+        if (failure := self._failures.last(diff_id)) is not None:
             return msgspec.structs.replace(progress, stage="failed", error=failure.error)
         return progress
 
@@ -172,7 +171,7 @@ class Layers:
         await self._writer.run(self._drop_index, diff_id)
 
     async def forget(self, diff_id: str) -> None:
-        self._failures.pop(diff_id, None)
+        self._failures.forget(diff_id)
         await self._writer.run(self._drop_layer, diff_id)
 
     async def _ingest(self, diff_id: str) -> None:
@@ -190,9 +189,9 @@ class Layers:
                 except (ImageError, CacheError, MirrorError, OSError) as exc:
                     cause = exc
                     log.warning("layer %s of %s/%s: %s", source.digest, source.upstream, source.repository, exc)
-                    failure = Failure.of(source.digest, exc, self._clock())
+                    failure = Failure.of(f"layer {source.digest}", exc, self._clock())
                 else:
-                    self._failures.pop(diff_id, None)
+                    self._failures.forget(diff_id)
                     metrics.LAYERS_INGESTED.labels("done").inc()
                     return
                 finally:
@@ -202,7 +201,7 @@ class Layers:
             failure = Failure(
                 f"layer {diff_id}: no registry is known to hold it", "pull the image again", self._clock()
             )
-        self._failures[diff_id] = failure
+        self._failures.put(diff_id, failure)
         metrics.LAYERS_INGESTED.labels("failed").inc()
         self._changes.notify()
         raise LayerFailedError(diff_id, failure) from cause

@@ -16,7 +16,7 @@ from fastpull.image.errors import ImageError
 from fastpull.proxy.errors import MirrorError
 from fastpull.proxy.ingest.chains import Chains, ChainUnknownError
 from fastpull.proxy.ingest.changes import Changes
-from fastpull.proxy.ingest.failures import Failure, LayerFailedError
+from fastpull.proxy.ingest.failures import Failure, Failures, LayerFailedError
 from fastpull.proxy.ingest.images import Images
 from fastpull.proxy.ingest.lately import Lately
 from fastpull.proxy.ingest.layers import Layers
@@ -54,7 +54,7 @@ class Ingest:
         self._trigger = trigger
         self._clock = clock
         self._flights: SingleFlight[str, None] = SingleFlight(tasks)
-        self._chain_failures: dict[str, Failure] = {}
+        self._failures = Failures(clock)  # of building; a layer's are with the layer
         self._learning = 0
         self._lately = Lately(clock)
 
@@ -86,7 +86,11 @@ class Ingest:
 
     def start(self, chain_id: str) -> None:
         """Prepare the chain in the background, unless it is there or has just failed."""
-        if self.chains.built(chain_id) is None and chain_id not in self._flights and self._failure(chain_id) is None:
+        if (
+            self.chains.built(chain_id) is None
+            and chain_id not in self._flights
+            and self._failures.current(chain_id) is None
+        ):
             _ = self._tasks.spawn(self._prepare_quietly(chain_id), name=f"prepare {chain_id}")
 
     async def prepare(self, chain_id: str) -> BuiltRecord:
@@ -137,7 +141,7 @@ class Ingest:
         if not build and all(layer.stage == "ready" for layer in layers):
             return ChainState(chain_id=chain_id, state="ready", layers=layers, content_bytes=_content(layers))
         failures = [failure for diff_id in diff_ids if (failure := self.layers.failure(diff_id)) is not None]
-        if (failure := self._failure(chain_id)) is not None:
+        if (failure := self._failures.current(chain_id)) is not None:
             failures.append(failure)
         if failures:
             return ChainState(chain_id=chain_id, state="failed", layers=layers, error=failures[0].error)
@@ -153,10 +157,6 @@ class Ingest:
             or self.chains.is_building(chain_id)
             or any(self.layers.is_running(diff_id) or self.layers.is_ready(diff_id) for diff_id in diff_ids)
         )
-
-    def _failure(self, chain_id: str) -> Failure | None:
-        failure = self._chain_failures.get(chain_id)
-        return failure if failure is not None and self._clock() < failure.retry_at else None
 
     async def _prepare_quietly(self, chain_id: str) -> None:
         try:
@@ -180,10 +180,10 @@ class Ingest:
         except LayerFailedError:
             raise  # remembered with the layer
         except FAILURES as exc:
-            self._chain_failures[chain_id] = Failure.of(chain_id, exc, self._clock())
+            self._failures.put(chain_id, Failure.of(f"chain {chain_id}", exc, self._clock()))
             self._changes.notify()
             raise
-        self._chain_failures.pop(chain_id, None)
+        self._failures.forget(chain_id)
 
 
 def _content(layers: Sequence[LayerProgress]) -> int:

@@ -26,6 +26,7 @@ from fastpull.proxy.references import Platform
 log = logging.getLogger(__name__)
 
 _KEPT_JOBS = 256
+_MOST_RUNNING = 256
 _RESTORE_SECONDS = 3600.0
 
 
@@ -44,6 +45,13 @@ class _Job:
     task: asyncio.Task[None] | None = None
 
 
+class TooManyWarmsError(Exception):
+    """So many images are being warmed already that another would only wait."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{_MOST_RUNNING} images are being warmed already")
+
+
 class Warms:
     """Runs and remembers warm jobs. Two requests for the same image share one job while it runs."""
 
@@ -55,12 +63,14 @@ class Warms:
         self._jobs: OrderedDict[str, _Job] = OrderedDict()
 
     async def start(self, image: str, platform: Platform | None, *, wait_seconds: float) -> WarmState:
-        """Begin, or join, a job; wait a little for its end. Raise ``MalformedNameError`` for a name that is none."""
+        """Begin, or join, a job; wait a little for its end. Raise ``MalformedNameError``, ``TooManyWarmsError``."""
         reference = str(self._ingest.images.parse(image))
         wanted = (reference, platform)
-        running = (job for job in self._jobs.values() if job.ended is None)
+        running = [job for job in self._jobs.values() if job.ended is None]
         job = next((job for job in running if (job.image, job.platform) == wanted), None)
         if job is None:
+            if len(running) >= _MOST_RUNNING:
+                raise TooManyWarmsError
             job = _Job(id=secrets.token_hex(8), image=reference, platform=platform, started=time.monotonic())
             self._jobs[job.id] = job
             job.task = self._tasks.spawn(self._run(job), name=f"warm {reference}")

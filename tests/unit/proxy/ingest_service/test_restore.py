@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from fakes.ingest_assembly import Parts
 from fakes.ingest_parts import add_image, chunk_of, diff_id_of, layer_blob
 
 from fastpull.cache.digest import Digest, chain_ids
 from fastpull.image.errors import LayerDigestError
 from fastpull.proxy.errors import UpstreamUnavailableError
+from fastpull.proxy.ingest.failures import Failure, Failures
+from fastpull.proxy.ingest.warm import TooManyWarmsError
 
 LOW, HIGH = layer_blob(("bin/a", b"1" * 5000)), layer_blob(("bin/b", b"2" * 7000))
 CHUNK_LOW, CHUNK_HIGH = chunk_of(b"1" * 5000), chunk_of(b"2" * 7000)
@@ -136,3 +139,27 @@ async def test_an_image_without_layers_is_warm_at_once(parts: Parts) -> None:
 
 async def test_a_job_nobody_knows_is_none(parts: Parts) -> None:
     assert await parts.warms.get("none") is None
+
+
+async def test_more_warms_than_are_sensible_are_refused(parts: Parts) -> None:
+    parts.pool.gate = asyncio.Event()
+    for number in range(256):
+        add_image(parts.mirror, [LOW], f"{number}")
+        await parts.warms.start(f"registry.test/app:{number}", None, wait_seconds=0)
+
+    with pytest.raises(TooManyWarmsError):
+        await parts.warms.start("registry.test/app:one-more", None, wait_seconds=0)
+    again = await parts.warms.start("registry.test/app:7", None, wait_seconds=0)
+
+    assert again.image == "registry.test/app:7"
+    parts.pool.gate.set()
+    await parts.warms.get(again.id, wait_seconds=30)
+
+
+def test_failures_are_bounded_the_oldest_go_first() -> None:
+    failures = Failures(lambda: 0.0, most=2)
+    for name in ("a", "b", "a", "c"):
+        failures.put(name, Failure("why", "what to do", 1.0))
+
+    assert list(failures) == ["a", "c"]
+    assert failures.current("b") is None
