@@ -85,7 +85,8 @@ class ChunkIndex:
         return Change(self, now)
 
     def read(self) -> lmdb.Transaction[bytes]:
-        return self.environment.begin()
+        """A read transaction; where no database is named, in ``index``."""
+        return self.environment.begin(self.index)
 
     def all_segments(self, transaction: lmdb.Transaction[bytes]) -> dict[int, Segment]:
         cursor = transaction.cursor(self.segments)
@@ -152,7 +153,7 @@ class Change:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _trace: object) -> None:
-        with translated(self._at.path):
+        with translated(self._at.path, with_system_calls=True):
             if exc is not None:
                 self.transaction.abort()
                 if isinstance(exc, lmdb.Error):

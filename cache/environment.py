@@ -48,8 +48,11 @@ def open_environment(
 
 
 @contextmanager
-def translated(path: Path | str) -> Iterator[None]:
-    """Raise LMDB's failures as what they mean: ``StoreFullError``, ``StoreVersionError`` or ``CacheError``."""
+def translated(path: Path, *, with_system_calls: bool = False) -> Iterator[None]:
+    """Raise LMDB's failures as what they mean: ``StoreFullError``, ``StoreVersionError`` or ``CacheError``.
+
+    ``with_system_calls`` does the same for every ``OSError``: for blocks that run no code of others.
+    """
     try:
         yield
     except (lmdb.MapFullError, lmdb.DiskError) as exc:
@@ -61,6 +64,8 @@ def translated(path: Path | str) -> Iterator[None]:
             raise StoreFullError(f"{path}: {exc}") from exc
         raise CacheError(f"{path}: {exc}") from exc
     except OSError as exc:
+        if not with_system_calls:
+            raise
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFullError(f"{path}: {exc.strerror}") from exc
         raise CacheError(f"{path}: {exc}") from exc

@@ -89,7 +89,7 @@ class LmdbChunkStore:
         empties the store. Processes that share a store open it alike.
         """
         marker = UnflushedMarker(path)
-        with translated(path):
+        with translated(path, with_system_calls=True):
             path.mkdir(parents=True, exist_ok=True)
             with (path / "opening").open("wb") as turn:
                 fcntl.flock(turn, fcntl.LOCK_EX)
@@ -107,12 +107,18 @@ class LmdbChunkStore:
         return LmdbView(self._index, self._segments)
 
     def has(self, chunks: Sequence[ChunkId]) -> list[bool]:
-        with translated(self.path), self._index.environment.begin(self._index.index) as transaction:
+        with (
+            self._translated(),
+            self._index.read() as transaction,
+        ):
             find = transaction.get
             return [find(chunk) is not None for chunk in chunks]
 
     def get(self, chunk: ChunkId) -> StoredChunk:
-        with translated(self.path), self._index.environment.begin(self._index.index) as transaction:
+        with (
+            self._translated(),
+            self._index.read() as transaction,
+        ):
             data = transaction.get(chunk)
             entry = None if data is None else unpack_entry(chunk, data)
             if entry is None:
@@ -178,7 +184,7 @@ class LmdbChunkStore:
 
     def sync(self) -> None:
         """Make every chunk committed up to now, by whatever process, survive a power loss."""
-        with translated(self.path):
+        with self._translated():
             with self._index.read() as transaction:
                 rows = self._index.all_segments(transaction)
             unsynced = {number: segment.end for number, segment in rows.items() if segment.synced < segment.end}
@@ -189,7 +195,7 @@ class LmdbChunkStore:
             with self._change() as change:
                 for number, end in unsynced.items():
                     change.mark_synced(number, end)
-            with translated(self.path):
+            with self._translated():
                 self._index.flush()
 
     def ids(self) -> Iterator[ChunkId]:
@@ -199,7 +205,10 @@ class LmdbChunkStore:
         """
         after = b""
         while True:
-            with translated(self.path), self._index.environment.begin(self._index.index) as transaction:
+            with (
+                self._translated(),
+                self._index.read() as transaction,
+            ):
                 cursor = transaction.cursor()
                 if not (cursor.set_range(after) if after else cursor.first()):
                     return
@@ -208,7 +217,7 @@ class LmdbChunkStore:
             after = keys[-1] + b"\0"
 
     def stats(self) -> StoreStats:
-        with translated(self.path):
+        with self._translated():
             with self._index.read() as transaction:
                 accounts = unpack_accounts(transaction.get(b"accounts", db=self._index.meta))
             index_bytes = (self._index.path / "data.mdb").stat().st_blocks * 512
@@ -227,6 +236,9 @@ class LmdbChunkStore:
             self._segments.close()
             self._index.environment.close()
 
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(self.path, with_system_calls=True)
+
     def _change(self) -> Change:
         return self._index.change(self.clock())
 
@@ -239,7 +251,7 @@ class LmdbChunkStore:
         new = [chunk for chunk, known in zip(chunks, there, strict=True) if not known]
         used = self._take_touched() | (chunks.keys() - new)
         added = 0
-        with translated(self.path), self._writer.batch() as batch:
+        with self._translated(), self._writer.batch() as batch:
             self._index.reserve()
             placed = batch.append((chunk, chunks[chunk]) for chunk in new)
             with self._change() as change:
@@ -262,7 +274,7 @@ class LmdbChunkStore:
 
     def _compact(self) -> None:
         """Move some chunks out of the emptiest segment. Else one busy chunk in each would keep ever more files."""
-        with translated(self.path), self._index.read() as transaction:
+        with self._translated(), self._index.read() as transaction:
             rows = self._index.all_segments(transaction)
             sealed = [(segment.live_bytes, number) for number, segment in rows.items() if segment.is_sealed]
             if not sealed:
@@ -273,7 +285,7 @@ class LmdbChunkStore:
         for chunk in chunks:
             with contextlib.suppress(ChunkMissingError, ChunkCorruptError):
                 moving.append((chunk, self.get(chunk)))
-        with translated(self.path), self._writer.batch() as batch:
+        with self._translated(), self._writer.batch() as batch:
             placed = batch.append(moving)
             with self._change() as change:
                 for chunk in chunks:
@@ -301,7 +313,7 @@ class LmdbChunkStore:
 
     def _return_space(self) -> None:
         """Punch what was freed so far. Only what is flushed: a power loss must not bring a punched chunk back."""
-        with translated(self.path):
+        with self._translated():
             durable = self._index.flush()
             with self._change() as change:
                 self._give_back(change, durable)

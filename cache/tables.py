@@ -41,13 +41,20 @@ _META = "meta"
 _ITEMS_PER_LOOK = 128
 
 
+class _Current(threading.local):
+    """The transaction that this thread has open."""
+
+    transaction: lmdb.Transaction[bytes] | None = None
+    is_writing = False
+
+
 class Database:
     """Tables that change together."""
 
     def __init__(self, environment: lmdb.Environment, path: Path, tables: Iterable[str], version: int) -> None:
         self.path = path
         self._environment = environment
-        self._current = threading.local()
+        self._current = _Current()
         with self.write():
             self._databases = {
                 name: environment.open_db(name.encode(), self._current.transaction) for name in (_META, *tables)
@@ -82,18 +89,20 @@ class Database:
         Blocks other writers, also of other processes: no waiting inside. Blocks do not nest.
         Raise ``StoreFullError`` when it does not fit.
         """
-        if getattr(self._current, "transaction", None) is not None:
-            raise RuntimeError("this thread writes already")
+        if self._current.transaction is not None:
+            raise RuntimeError("this thread has a read or a write of this database open already")
         with translated(self.path), self._environment.begin(write=True) as self._current.transaction:
+            self._current.is_writing = True
             try:
                 yield
             finally:
                 self._current.transaction = None
+                self._current.is_writing = False
 
     @contextmanager
     def read(self) -> Iterator[None]:
         """All that this thread reads inside the block is of one moment. Inside ``write``: of that transaction."""
-        if getattr(self._current, "transaction", None) is not None:
+        if self._current.transaction is not None:
             yield
             return
         with translated(self.path), self._environment.begin() as self._current.transaction:
@@ -108,18 +117,21 @@ class Database:
     @contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction[bytes]]:
         with self.read():
+            assert self._current.transaction is not None
             yield self._current.transaction
 
     @contextmanager
     def _writing(self) -> Iterator[lmdb.Transaction[bytes]]:
-        if getattr(self._current, "transaction", None) is not None:
+        if self._current.is_writing and self._current.transaction is not None:
             yield self._current.transaction
         else:
             with self.write():
+                assert self._current.transaction is not None
                 yield self._current.transaction
 
     def _check_version(self, version: int) -> None:
         transaction, meta = self._current.transaction, self._databases[_META]
+        assert transaction is not None
         data = transaction.get(b"version", db=meta)
         if data is None:
             transaction.put(b"version", _VERSION.pack(version), db=meta)
