@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from fastpull.fuse_client.session.answers import answer_header, error_answer, resend_notice
 from fastpull.fuse_client.session.errors import ChannelClosedError
+from fastpull.fuse_client.session.fault_in import fault_in
 from fastpull.fuse_client.session.files import Buffers
-from fastpull.fuse_client.session.protocol import MIN_BUFFER
+from fastpull.fuse_client.session.journal import RequestJournal
 
 log = logging.getLogger(__name__)
 
@@ -19,18 +22,24 @@ _IOV_MAX = 1024  # buffers of one writev
 _CLOSED = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.EBADF})
 
 
+class Connection(NamedTuple):
+    """What the FUSE connection of a mount is, beyond the life of a daemon: two descriptors."""
+
+    fuse: int  # /dev/fuse, gone through INIT
+    requests: int  # memory for a ``RequestJournal``
+
+
 class Channel:
-    """Owns one descriptor of a FUSE connection that has gone through INIT.
+    """Owns a FUSE connection.
 
     Sending never fails for the caller: an answer that the kernel does not want any more is dropped, and one
     that can not be written becomes EIO for that request. Used on one thread.
     """
 
-    def __init__(self, fd: int) -> None:
-        os.set_blocking(fd, False)
-        self._fd = fd
-        self._buffer = bytearray(MIN_BUFFER)
-        self._view = memoryview(self._buffer)
+    def __init__(self, connection: Connection) -> None:
+        self._fd = connection.fuse
+        self._journal = RequestJournal(connection.requests)
+        os.set_blocking(self._fd, False)
 
     @property
     def closed(self) -> bool:
@@ -39,11 +48,18 @@ class Channel:
     def fileno(self) -> int:
         return self._fd
 
+    def begin(self, *, resumed: bool) -> list[bytes]:
+        """Become the one who answers. Return the requests that an earlier daemon left open, as far as the kernel
+        does not send them again by itself. Raise ``ChannelClosedError``.
+        """
+        return self._journal.begin(adopt=resumed and not self._request_resend())
+
     def receive(self) -> memoryview | None:
         """The next request, valid until the next call; None = none waits. Raise ``ChannelClosedError``."""
+        buffer = self._journal.buffer
         while True:
             try:
-                return self._view[: os.readv(self._fd, [self._buffer])]
+                return buffer[: os.readv(self._fd, (buffer,))]
             except BlockingIOError:
                 return None
             except OSError as exc:
@@ -52,11 +68,16 @@ class Channel:
                 if exc.errno not in (errno.EINTR, errno.ENOENT):  # ENOENT: withdrawn while we read it
                     raise
 
+    def hold(self, unique: int) -> None:
+        """The request just received, or returned by ``begin``, is answered later, if need be by another daemon."""
+        self._journal.hold(unique)
+
     def send(self, unique: int, buffers: Buffers, length: int) -> None:
         """Answer with ``buffers``, ``length`` bytes in total, copied before this returns."""
-        if len(buffers) >= _IOV_MAX:
-            buffers = (b"".join(buffers),)
         try:
+            if len(buffers) >= _IOV_MAX:
+                buffers = _in_few(buffers)
+            fault_in(buffers)
             os.writev(self._fd, (answer_header(unique, length), *buffers))
         except OSError as exc:
             if exc.errno == errno.ENOENT or exc.errno in _CLOSED:
@@ -64,6 +85,8 @@ class Channel:
             # EFAULT: a page of the store's memory map could not be read from the disk.
             log.warning("answer of %d bytes to request %#x failed: %s", length, unique, exc.strerror)
             self.fail(unique, errno.EIO)
+        finally:
+            self._journal.release(unique)
 
     def fail(self, unique: int, code: int) -> None:
         """Answer with an errno."""
@@ -72,9 +95,11 @@ class Channel:
         except OSError as exc:
             if exc.errno != errno.ENOENT and exc.errno not in _CLOSED:
                 log.warning("error answer %d to request %#x failed: %s", code, unique, exc.strerror)
+        finally:
+            self._journal.release(unique)
 
-    def request_resend(self) -> bool:
-        """Have every request queued again that was read and not answered. False = the kernel can not."""
+    def _request_resend(self) -> bool:
+        """Have every request queued again that was read and not answered. False = the kernel can not (< 6.9)."""
         try:
             os.write(self._fd, resend_notice())
         except OSError as exc:
@@ -90,3 +115,14 @@ class Channel:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _in_few(buffers: Buffers) -> Buffers:
+    """At most 256 buffers with the same bytes. Read through a call that fails where the disk does."""
+    step = -(-len(buffers) // 256)
+    return [_joined(buffers[i : i + step]) for i in range(0, len(buffers), step)]
+
+
+def _joined(buffers: Sequence[bytes | memoryview]) -> bytes:
+    fault_in(buffers)  # touching a page that the disk can not give would kill the process
+    return b"".join(buffers)

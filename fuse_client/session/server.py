@@ -3,7 +3,7 @@
 Everything happens on the event loop's thread. What is local is answered within the callback that read the
 request, without creating a task; only misses become tasks. Every request is answered exactly once, whatever
 the device does, with one exception on purpose: ``aclose(hand_over=True)`` leaves open requests to the next
-daemon, to which the kernel sends them again (FUSE_NOTIFY_RESEND).
+daemon, which gets them from the kernel (FUSE_NOTIFY_RESEND) or out of the journal.
 
 The process that runs a session must never touch the mount itself, nor anything whose data comes through it,
 from any of its own threads: killed at the wrong moment it would wait in the kernel for an answer of its own,
@@ -24,7 +24,7 @@ import msgspec
 
 from fastpull.cache.tasks import Tasks
 from fastpull.fuse_client.session import answers
-from fastpull.fuse_client.session.channel import Channel
+from fastpull.fuse_client.session.channel import Channel, Connection
 from fastpull.fuse_client.session.directory import Directory, Node
 from fastpull.fuse_client.session.errors import ChannelClosedError, ProtocolError
 from fastpull.fuse_client.session.files import Buffers, DeviceFile, DeviceReadError
@@ -96,14 +96,14 @@ class Answer:
 
 
 class FuseSession:
-    """Serves registered devices on a FUSE descriptor that has gone through INIT. Owns the descriptor.
+    """Serves registered devices on a FUSE connection. Owns its descriptors.
 
-    ``resumed``: an earlier daemon served this mount. Requests that it left open are sent again, and one for
+    ``resumed``: an earlier daemon served this mount. Requests that it left open are answered, and one for
     a device that is not registered yet waits for it, at most ``grace_seconds``.
     """
 
-    def __init__(self, fd: int, *, resumed: bool = False, grace_seconds: float = 30.0) -> None:
-        self._channel = Channel(fd)
+    def __init__(self, connection: Connection, *, resumed: bool = False, grace_seconds: float = 30.0) -> None:
+        self._channel = Channel(connection)
         self._directory = Directory()
         self._tasks = Tasks()
         self._resumed = resumed
@@ -146,11 +146,12 @@ class FuseSession:
         """
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
+        left = self._channel.begin(resumed=self._resumed)
         if self._resumed:
-            if not self._channel.request_resend():
-                log.warning("this kernel can not resend requests (Linux 6.9 can): reads that a killed daemon left hang")
             self._settle_timer = loop.call_later(self._grace_seconds, self.settle)
         loop.add_reader(self._channel.fileno(), self._on_readable)
+        for request in left:
+            self._receive(memoryview(request))
 
     def settle(self) -> None:
         """Say that every device of the earlier daemon is registered: what is unknown now fails."""
@@ -170,8 +171,7 @@ class FuseSession:
         """Stop answering and close the descriptor. The mount itself stays.
 
         ``hand_over``: open requests stay open for the next daemon. Otherwise they fail with EIO, which is
-        right before unmounting, and on kernels that can not resend. Close the session before what its
-        devices need.
+        right before unmounting. Close the session before what its devices need.
         """
         if self._channel.closed:
             return
@@ -261,6 +261,7 @@ class FuseSession:
         if self._settled:
             self._refuse(request, code)
         else:
+            self._channel.hold(request.unique)
             self._parked.append(request)
 
     def _retry_parked(self) -> None:
@@ -326,6 +327,7 @@ class FuseSession:
             answer.error(errno.EIO)  # says nothing unless the device broke its promise to have answered
             return
         self.stats.misses += 1
+        self._channel.hold(request.unique)
         task = self._tasks.spawn(self._fetch(node, request.offset, answer), name=f"read {request.unique:#x}")
         # A callback, not a finally: a task cancelled before its first step never enters its body.
         task.add_done_callback(lambda _: self._fetched(answer))

@@ -18,14 +18,17 @@ from pathlib import Path
 
 from fastpull.fuse_client.drivers.mounts import UnmountFlag, is_mounted, unmount
 from fastpull.fuse_client.session.answers import agree
+from fastpull.fuse_client.session.channel import Connection
 from fastpull.fuse_client.session.errors import KeeperError, SessionLockedError
 from fastpull.fuse_client.session.fuse_mount import mount_fuse, read_init
+from fastpull.fuse_client.session.journal import RequestJournal
 from fastpull.fuse_client.session.keeper import FdKeeper
 
 log = logging.getLogger(__name__)
 
 DEVICES = "devices"
-_NAME = "fuse-devices"  # of the descriptor, at the keeper
+_FUSE = "fuse-devices"  # what the keeper keeps: the connection
+_REQUESTS = "fuse-requests.1"  # and the journal of its requests; another layout takes another name
 _LOCK = "session.lock"
 _LOCK_SECONDS = 15.0
 
@@ -58,7 +61,9 @@ class SessionLock:
 class DevicesMount:
     """The FUSE mount at ``RUN_DIR/devices``, with the lock and a copy of the descriptor."""
 
-    def __init__(self, path: Path, lock: SessionLock, keeper: FdKeeper, fd: int, *, resumed: bool, lost: bool) -> None:
+    def __init__(
+        self, path: Path, lock: SessionLock, keeper: FdKeeper, connection: Connection, *, resumed: bool, lost: bool
+    ) -> None:
         self.path = path
         self.resumed = resumed
         """An earlier daemon served this mount; its open files go on."""
@@ -66,7 +71,7 @@ class DevicesMount:
         """An earlier mount was here and its descriptor is gone: what was mounted on top of it is broken."""
         self._lock = lock
         self._keeper = keeper
-        self._fd = fd
+        self._connection = connection
 
     @classmethod
     def open(
@@ -83,13 +88,14 @@ class DevicesMount:
         keeper: FdKeeper | None = None
         try:
             keeper = find(run_dir)
-            fd = keeper.take(_NAME)
+            fuse = keeper.take(_FUSE)
             # From here on nothing may touch the mounted directory: nobody serves it yet.
             mounted = is_mounted(path)
-            if fd is not None:
+            if fuse is not None:
                 if not mounted:
                     log.error("%s was unmounted while in use: new images can not be mounted", path)
-                return cls(path, lock, keeper, fd, resumed=True, lost=False)
+                connection = Connection(fuse, keeper.take(_REQUESTS) or _new_journal(keeper))
+                return cls(path, lock, keeper, connection, resumed=True, lost=False)
             while is_mounted(path):
                 unmount(path, UnmountFlag.DETACH)
             if mounted:
@@ -105,13 +111,14 @@ class DevicesMount:
     def keeper(self) -> FdKeeper:
         return self._keeper
 
-    def descriptor(self) -> int:
-        """A copy of the descriptor, for one ``FuseSession``."""
-        return os.dup(self._fd)
+    def descriptor(self) -> Connection:
+        """A copy of the connection, for one ``FuseSession``."""
+        return Connection(*map(os.dup, self._connection))
 
     def keep_again(self, keeper: FdKeeper) -> None:
         """Leave a copy with a new keeper, after the old one was lost. Raise ``KeeperError``."""
-        keeper.put(_NAME, self._fd)
+        keeper.put(_REQUESTS, self._connection.requests)
+        keeper.put(_FUSE, self._connection.fuse)
         self._keeper.close()
         self._keeper = keeper
 
@@ -125,26 +132,35 @@ class DevicesMount:
                 unmount(self.path, UnmountFlag.FORCE | UnmountFlag.DETACH)
         finally:
             try:
-                self._keeper.drop(_NAME)
+                self._keeper.drop(_FUSE)
+                self._keeper.drop(_REQUESTS)
             except KeeperError as exc:
                 log.warning("%s", exc)
 
     def close(self) -> None:
         """Leave the mount to the next daemon."""
-        os.close(self._fd)
+        for fd in self._connection:
+            os.close(fd)
         self._keeper.close()
         self._lock.release()
 
 
-def _mount_and_keep(path: Path, keeper: FdKeeper) -> int:
+def _mount_and_keep(path: Path, keeper: FdKeeper) -> Connection:
     path.mkdir(mode=0o700, exist_ok=True)
-    fd = mount_fuse(path)
+    fuse = mount_fuse(path)
     try:
-        _agreement, body = agree(read_init(fd))
-        os.write(fd, body)
-        keeper.put(_NAME, fd)
+        _agreement, body = agree(read_init(fuse))
+        os.write(fuse, body)
+        requests = _new_journal(keeper)
+        keeper.put(_FUSE, fuse)
     except BaseException:
         unmount(path, UnmountFlag.FORCE | UnmountFlag.DETACH)
-        os.close(fd)
+        os.close(fuse)
         raise
-    return fd
+    return Connection(fuse, requests)
+
+
+def _new_journal(keeper: FdKeeper) -> int:
+    requests = RequestJournal.create()
+    keeper.put(_REQUESTS, requests)
+    return requests

@@ -6,6 +6,8 @@ import socket
 import struct
 from typing import NamedTuple
 
+from fastpull.fuse_client.session.channel import Connection
+from fastpull.fuse_client.session.journal import RequestJournal
 from fastpull.fuse_client.session.protocol import Opcode
 
 IN_HEADER = struct.Struct("<IIQQIIIHxx")
@@ -27,14 +29,14 @@ class Reply(NamedTuple):
 
 
 class FakeKernel:
-    """``fd`` is what a session gets instead of ``/dev/fuse``. Packets keep their boundaries, as there."""
+    """``connection`` is what a session gets instead of ``/dev/fuse``. Packets keep their boundaries, as there."""
 
     def __init__(self) -> None:
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._ours, self._theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         self._ours.setblocking(False)
-        self.fd = self._theirs.detach()
+        self.connection = Connection(self._theirs.detach(), RequestJournal.create())
         self._unique = 0
 
     def send(self, opcode: int, body: bytes = b"", *, node: int = 1, unique: int = 0) -> int:

@@ -1,8 +1,9 @@
 """A daemon that serves files as devices, and nothing else: to be killed by tests.
 
-    python -P session_daemon.py RUN_DIR (local|remote|stuck) NAME=FILE ...
+    python -P session_daemon.py RUN_DIR (local|remote|stuck) (resend|journal) NAME=FILE ...
 
-``local`` answers at once, ``remote`` after some milliseconds, ``stuck`` never. SIGTERM hands over.
+``local`` answers at once, out of pages that are not present, ``remote`` after some milliseconds, ``stuck`` never.
+``journal``: as on a kernel that can not send requests again. SIGTERM hands over.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import uvloop
 
+from fastpull.fuse_client.session.channel import Channel
 from fastpull.fuse_client.session.files import Buffers
 from fastpull.fuse_client.session.keeper import find_keeper
 from fastpull.fuse_client.session.server import FuseSession
@@ -27,7 +29,8 @@ from fastpull.fuse_client.session.takeover import DevicesMount
 class FileDevice:
     def __init__(self, path: Path, mode: str) -> None:
         with path.open("rb") as file:
-            self._data = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        self._data = memoryview(self._map)
         self._mode = mode
 
     @property
@@ -36,6 +39,7 @@ class FileDevice:
 
     def try_read(self, offset: int, length: int, reply: Callable[[Buffers], None]) -> bool:
         if self._mode == "local":
+            self._map.madvise(mmap.MADV_DONTNEED)  # as a store does that keeps its resident set small
             reply((self._data[offset : offset + length],))
         return self._mode == "local"
 
@@ -44,7 +48,9 @@ class FileDevice:
         return (self._data[offset : offset + length],)
 
 
-async def main(run_dir: Path, mode: str, *devices: str) -> None:
+async def main(run_dir: Path, mode: str, recovery: str, *devices: str) -> None:
+    if recovery == "journal":
+        Channel._request_resend = lambda self: False  # type: ignore[method-assign]
     mount = await asyncio.to_thread(DevicesMount.open, run_dir, lambda path: find_keeper(path, {}))
     session = FuseSession(mount.descriptor(), resumed=mount.resumed)
     session.start()  # before the devices are known: requests have to wait for them

@@ -59,8 +59,8 @@ def clear(path: Path) -> None:
 class SessionDaemon(OwnedProcess):
     """``fakes/session_daemon.py`` in a process of its own."""
 
-    def __init__(self, run_dir: Path, mode: str, devices: dict[str, Path]) -> None:
-        command = [sys.executable, "-P", session_daemon.__file__, run_dir, mode]
+    def __init__(self, run_dir: Path, mode: str, devices: dict[str, Path], *, recovery: str = "resend") -> None:
+        command = [sys.executable, "-P", session_daemon.__file__, run_dir, mode, recovery]
         command += [f"{name}={path}" for name, path in devices.items()]
         # `-P` keeps the tests' folder out of the path on purpose; the daemon imports only what is installed.
         super().__init__(command, run_dir.parent / "daemon.log")

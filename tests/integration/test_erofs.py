@@ -24,7 +24,9 @@ from fastpull.fuse_client.drivers.errors import DriverError, MountError
 from fastpull.fuse_client.drivers.mounts import is_mounted, mounts_at
 from fastpull.fuse_client.drivers.probe import KernelFeatures, probe, tiny_bootstrap
 from fastpull.fuse_client.session.answers import agree
+from fastpull.fuse_client.session.channel import Connection
 from fastpull.fuse_client.session.fuse_mount import mount_fuse, read_init
+from fastpull.fuse_client.session.journal import RequestJournal
 from fastpull.fuse_client.session.server import FuseSession
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -88,7 +90,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 async def session(place: Path) -> AsyncIterator[FuseSession]:
     fd = mount_fuse(place / "devices")
     os.write(fd, agree(read_init(fd))[1])
-    session = FuseSession(fd)
+    session = FuseSession(Connection(fd, RequestJournal.create()))
     session.start()
     yield session
     await session.aclose(hand_over=False)

@@ -17,7 +17,9 @@ from fakes.devices import MemoryDevice, RemoteDevice, pattern
 from harness.sessions import clear, finish_reader, start_reader
 
 from fastpull.fuse_client.session.answers import agree
+from fastpull.fuse_client.session.channel import Connection
 from fastpull.fuse_client.session.fuse_mount import mount_fuse, read_init
+from fastpull.fuse_client.session.journal import RequestJournal
 from fastpull.fuse_client.session.server import FuseSession
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -40,7 +42,7 @@ def mountpoint(tmp_path: Path) -> Iterator[Path]:
 async def session(mountpoint: Path) -> AsyncIterator[FuseSession]:
     fd = mount_fuse(mountpoint)
     os.write(fd, agree(read_init(fd))[1])
-    session = FuseSession(fd)
+    session = FuseSession(Connection(fd, RequestJournal.create()))
     session.start()
     yield session
     await session.aclose(hand_over=False)

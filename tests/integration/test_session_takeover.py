@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,10 +44,18 @@ def blob(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(params=["resend", "journal"])
+def recovery(request: pytest.FixtureRequest) -> str:
+    """How open requests come back: from the kernel (Linux 6.9), or out of our journal."""
+    return str(request.param)
+
+
 @pytest.fixture
-def daemons(run_dir: Path, blob: Path) -> Iterator[dict[str, SessionDaemon]]:
+def daemons(run_dir: Path, blob: Path, recovery: str) -> Iterator[dict[str, SessionDaemon]]:
     """One daemon of each temper, not started."""
-    daemons = {mode: SessionDaemon(run_dir, mode, {"blob": blob}) for mode in ("local", "remote", "stuck")}
+    daemons = {
+        mode: SessionDaemon(run_dir, mode, {"blob": blob}, recovery=recovery) for mode in ("local", "remote", "stuck")
+    }
     yield daemons
     for daemon in daemons.values():
         daemon.stop(group=False)
@@ -97,6 +106,44 @@ def test_a_daemon_may_die_again_and_again(daemons: dict[str, SessionDaemon], run
     assert finish_reader(reader) == [expected(0, SIZE)]
 
 
+_READ_ON = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+expected, errors = os.pread(fd, 1 << 20, 0), 0
+while not os.path.exists(sys.argv[2]):
+    for offset in range(0, 1 << 20, 99_000):
+        try:
+            if os.pread(fd, 400_000, offset) != expected[offset : offset + 400_000]:
+                sys.exit("wrong bytes")
+        except OSError:
+            errors += 1
+    print(".", end="", flush=True)
+sys.exit(errors)
+"""
+
+
+def test_a_daemon_may_die_in_the_middle_of_an_answer(daemons: dict[str, SessionDaemon], run_dir: Path) -> None:
+    """Ten kills of a daemon that does nothing but answer: no read fails, none hangs, none gets wrong bytes.
+
+    A kill that stops the kernel's copy half-way would end the read with EIO (``fault_in.py``).
+    """
+    daemons["local"].serve()
+    stop, out = run_dir.parent / "stop", run_dir.parent / "out"
+    command = [sys.executable, "-I", "-S", "-c", _READ_ON, run_dir / "devices/blob", stop]
+    with out.open("wb") as file:
+        readers = [subprocess.Popen(command, stdout=file) for _ in range(2)]
+
+    for _ in range(10):
+        before = out.stat().st_size
+        until(lambda before=before: out.stat().st_size > before, "the readers go on", every=0.01)  # type: ignore[misc]
+        daemons["local"].kill()
+        daemons["local"].serve()
+    stop.touch()
+
+    assert [reader.wait(60) for reader in readers] == [0, 0]
+
+
+@pytest.mark.parametrize("recovery", ["resend"], indirect=True)
 def test_two_daemons_at_once_are_refused(daemons: dict[str, SessionDaemon], run_dir: Path) -> None:
     """The error names the one that serves; the first goes on."""
     daemons["local"].serve()
@@ -107,6 +154,7 @@ def test_two_daemons_at_once_are_refused(daemons: dict[str, SessionDaemon], run_
     assert finish_reader(start_reader(run_dir / "devices/blob", [(0, 10)])) == [expected(0, 10)]
 
 
+@pytest.mark.parametrize("recovery", ["resend"], indirect=True)
 def test_without_its_holder_a_mount_dies_and_a_new_one_takes_its_place(
     daemons: dict[str, SessionDaemon], run_dir: Path
 ) -> None:
@@ -145,6 +193,7 @@ def test_a_lost_holder_is_replaced_while_the_daemon_lives(run_dir: Path) -> None
     again.close()
 
 
+@pytest.mark.parametrize("recovery", ["resend"], indirect=True)
 def test_an_unmount_ends_the_mount_and_lets_readers_go(daemons: dict[str, SessionDaemon], run_dir: Path) -> None:
     """Also one that waits; the keeper has nothing any more, and the next daemon begins afresh."""
     daemons["stuck"].serve()
@@ -161,6 +210,7 @@ def test_an_unmount_ends_the_mount_and_lets_readers_go(daemons: dict[str, Sessio
     assert "resumed=False lost=False" in daemons["local"].serve()
 
 
+@pytest.mark.parametrize("recovery", ["resend"], indirect=True)
 def test_a_mount_that_somebody_removed_is_still_served(daemons: dict[str, SessionDaemon], run_dir: Path) -> None:
     """Files that are open go on; the log says what does not."""
     daemons["local"].serve()

@@ -34,7 +34,7 @@ def kernel() -> Iterator[FakeKernel]:
 async def serving(
     kernel: FakeKernel, device: DeviceFile | None = None, *, resumed: bool = False, grace_seconds: float = 60.0
 ) -> AsyncIterator[FuseSession]:
-    session = FuseSession(kernel.fd, resumed=resumed, grace_seconds=grace_seconds)
+    session = FuseSession(kernel.connection, resumed=resumed, grace_seconds=grace_seconds)
     if device is not None:
         session.add("blob", device)
     session.start()
@@ -296,7 +296,7 @@ class TestClosing:
 
     async def test_open_reads_are_left_to_the_next_daemon(self, kernel: FakeKernel) -> None:
         """The kernel sends them again; an answer now would be an error for the reader."""
-        session = FuseSession(kernel.fd)
+        session = FuseSession(kernel.connection)
         device = RemoteDevice(DATA, gate=asyncio.Event())
         session.add("blob", device)
         session.start()
@@ -311,7 +311,7 @@ class TestClosing:
     @pytest.mark.parametrize("begun", [True, False])
     async def test_open_reads_fail_before_an_unmount(self, kernel: FakeKernel, begun: bool) -> None:
         """Whether or not their task has taken its first step."""
-        session = FuseSession(kernel.fd)
+        session = FuseSession(kernel.connection)
         device = RemoteDevice(DATA, gate=asyncio.Event())
         session.add("blob", device)
         session.start()
