@@ -235,6 +235,7 @@ def limits(settings: NodeSettings) -> Limits:
         connections=settings.fetch.connections,
         prefetch_connections=settings.prefetch.connections,
         batch_bytes=settings.fetch.batch_bytes,
+        prefetch_batch_bytes=2 * settings.fetch.batch_bytes,
     )
 
 

@@ -271,7 +271,9 @@ async def test_a_demand_waits_for_at_most_one_batch_of_prefetch() -> None:
     plan, wanted = contents(120, size=10_000), contents(1, seed=5)
     proxy = FakeProxy(bytes_per_second=2e6)
     proxy.add_chunks(plan | wanted)
-    limits = Limits(connections=3, prefetch_connections=2, batch_bytes=50_000, queue_bytes=1 << 20)
+    limits = Limits(
+        connections=3, prefetch_connections=2, batch_bytes=50_000, prefetch_batch_bytes=50_000, queue_bytes=1 << 20
+    )
     async with proxy.serving(), bench(proxy.url, limits=limits) as b:
         loop = asyncio.get_running_loop()
         wants = [Want(chunk, len(data)) for chunk, data in plan.items()]
@@ -295,7 +297,9 @@ async def test_chains_share_the_connections() -> None:
     one, two = contents(60, seed=1), contents(60, seed=2)
     proxy = FakeProxy(bytes_per_second=5e6)
     proxy.add_chunks(one | two)
-    limits = Limits(connections=3, prefetch_connections=2, batch_bytes=25_000, queue_bytes=1 << 20)
+    limits = Limits(
+        connections=3, prefetch_connections=2, batch_bytes=25_000, prefetch_batch_bytes=25_000, queue_bytes=1 << 20
+    )
     async with proxy.serving(), bench(proxy.url, limits=limits) as b:
         for chain, data in ((CHAIN, one), (OTHER, two)):
             await b.fetcher.prefetch(chain, Lane.PLAN, [Want(chunk, len(content)) for chunk, content in data.items()])
@@ -314,7 +318,9 @@ async def test_prefetch_is_bounded() -> None:
     gate = asyncio.Event()
     proxy.faults.extend([held(gate)] * 100)
     proxy.add_chunks(plan)
-    limits = Limits(connections=3, prefetch_connections=2, batch_bytes=20_000, queue_bytes=50_000)
+    limits = Limits(
+        connections=3, prefetch_connections=2, batch_bytes=20_000, prefetch_batch_bytes=20_000, queue_bytes=50_000
+    )
     async with proxy.serving(), bench(proxy.url, limits=limits) as b:
         wants = [Want(chunk, len(data)) for chunk, data in plan.items()]
         ahead = asyncio.get_running_loop().create_task(b.fetcher.prefetch(CHAIN, Lane.PLAN, wants))

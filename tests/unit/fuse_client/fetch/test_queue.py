@@ -14,7 +14,7 @@ from fastpull.cache.frames import MAX_IDS
 from fastpull.fuse_client.fetch.queue import PREFETCH_ATTEMPTS, Batch, FetchQueue, Lane, Limits, Stage, Want
 
 CHAINS = [Digest(f"{n:064x}") for n in range(3)]
-LIMITS = Limits(connections=3, prefetch_connections=2, batch_bytes=1000, queue_bytes=2500)
+LIMITS = Limits(connections=3, prefetch_connections=2, batch_bytes=1000, prefetch_batch_bytes=1000, queue_bytes=2500)
 
 
 def chunk(number: int) -> ChunkId:
@@ -166,7 +166,9 @@ def test_a_demand_overtakes_all_prefetch() -> None:
 
 def test_a_demand_finds_a_connection_while_prefetch_has_all_it_may() -> None:
     """Prefetch never holds the last connection."""
-    queue = FetchQueue(Limits(connections=3, prefetch_connections=99, batch_bytes=1000, queue_bytes=100_000))
+    queue = FetchQueue(
+        Limits(connections=3, prefetch_connections=99, batch_bytes=1000, prefetch_batch_bytes=1000, queue_bytes=100_000)
+    )
     queue.offer(CHAINS[0], Lane.PLAN, wants(*range(100)))
     assert take(queue).lane is Lane.PLAN
     assert take(queue).lane is Lane.PLAN
@@ -179,7 +181,9 @@ def test_a_demand_finds_a_connection_while_prefetch_has_all_it_may() -> None:
 
 def test_with_one_connection_a_demand_waits_for_one_batch() -> None:
     """A single connection is shared: a batch of prefetch under way ends, then the reader is next."""
-    queue = FetchQueue(Limits(connections=1, prefetch_connections=1, batch_bytes=300, queue_bytes=10_000))
+    queue = FetchQueue(
+        Limits(connections=1, prefetch_connections=1, batch_bytes=300, prefetch_batch_bytes=300, queue_bytes=10_000)
+    )
     queue.offer(CHAINS[0], Lane.PLAN, wants(*range(30)))
     prefetch = take(queue)
     queue.demand(CHAINS[0], wants(99))
@@ -227,7 +231,9 @@ def test_neighbours_ride_with_the_miss_behind_it() -> None:
 @pytest.mark.parametrize("lane", [Lane.DEMAND, Lane.PLAN, Lane.BACKFILL])
 def test_chains_take_turns(lane: Lane) -> None:
     """Three chains with much to fetch each get every third batch, whoever came first."""
-    queue = FetchQueue(Limits(connections=100, prefetch_connections=50, batch_bytes=200, queue_bytes=10_000))
+    queue = FetchQueue(
+        Limits(connections=100, prefetch_connections=50, batch_bytes=200, prefetch_batch_bytes=200, queue_bytes=10_000)
+    )
     for at, chain in enumerate(CHAINS):
         several = wants(*range(at * 100, at * 100 + 12))
         if lane is Lane.DEMAND:
@@ -276,7 +282,7 @@ def test_prefetch_that_keeps_failing_is_given_up() -> None:
 
 def test_a_request_never_holds_more_ids_than_the_proxy_takes() -> None:
     """Tiny chunks fill a request by their number, not by their bytes."""
-    queue = FetchQueue(Limits(batch_bytes=1 << 20, queue_bytes=1 << 20))
+    queue = FetchQueue(Limits(batch_bytes=1, prefetch_batch_bytes=1 << 20, queue_bytes=1 << 20))
     queue.offer(CHAINS[0], Lane.PLAN, [want(n, 1) for n in range(MAX_IDS + 10)])
 
     assert len(take(queue).chunks) == MAX_IDS
