@@ -259,7 +259,7 @@ class Blobs:
 
     def _raise_known_failure(self, source: BlobSource) -> None:
         if error := self._wrong.get(source.digest) or self._absent.get(source):
-            raise error
+            raise error.with_traceback(None)  # it is raised to many, and would collect all their frames
 
     def _start(self, source: BlobSource, first_offset: int) -> _Running:
         if time.monotonic() < self._full_until:

@@ -11,7 +11,7 @@ from yarl import URL
 from fastpull.cache.single_flight import SingleFlight
 from fastpull.cache.tasks import Tasks
 from fastpull.config.proxy import MirrorSettings
-from fastpull.proxy.errors import RepositoryUnknownError, UpstreamInvalidError, UpstreamUnavailableError
+from fastpull.proxy.errors import MirrorError, RepositoryUnknownError, UpstreamInvalidError, UpstreamUnavailableError
 from fastpull.proxy.mirror.recent import Recent
 from fastpull.proxy.upstream.registry import Upstreams
 
@@ -37,7 +37,7 @@ class Listings:
     def __init__(self, settings: MirrorSettings, upstreams: Upstreams, tasks: Tasks) -> None:
         self._upstreams = upstreams
         self._recent: Recent[tuple[str, str], Listing] = Recent(settings.listing_ttl_seconds, limit=_REMEMBERED)
-        self._flights: SingleFlight[tuple[str, str], Listing] = SingleFlight(tasks)
+        self._flights: SingleFlight[tuple[str, str], Listing | MirrorError] = SingleFlight(tasks)
 
     async def get(self, upstream: str, repository: str, path: str, query: dict[str, str]) -> Listing:
         """``path`` is ``tags/list`` or ``referrers/<digest>``. Raise ``RepositoryUnknownError``, ``MirrorError``.
@@ -49,9 +49,18 @@ class Listings:
         key = (upstream, url)
         listing = self._recent.get(key)
         if listing is None:
-            listing = await self._flights.get(key, lambda: self._fetch(upstream, repository, url))
+            outcome = await self._flights.get(key, lambda: self._outcome(upstream, repository, url))
+            if isinstance(outcome, MirrorError):
+                raise outcome.with_traceback(None)
+            listing = outcome
             self._recent.put(key, listing)
         return listing
+
+    async def _outcome(self, upstream: str, repository: str, url: str) -> Listing | MirrorError:
+        try:
+            return await self._fetch(upstream, repository, url)
+        except MirrorError as exc:
+            return exc
 
     async def _fetch(self, upstream: str, repository: str, url: str) -> Listing:
         client = self._upstreams.get(upstream)

@@ -94,7 +94,8 @@ class Manifests:
         self._tags = database.table("mirror_tags", TagRecord)
         self._writer = writer
         self._clock = clock
-        self._flights: SingleFlight[tuple[str, str, str, str], StoredManifest | ManifestHead] = SingleFlight(tasks)
+        self._flights: SingleFlight[tuple[str, str, str, str], StoredManifest | ManifestHead | MirrorError]
+        self._flights = SingleFlight(tasks)
         self._absent: Recent[tuple[str, str, str], MirrorError] = Recent(settings.negative_ttl_seconds)
 
     # -- what routes and ingest call ------------------------------------------------------------------------
@@ -177,14 +178,25 @@ class Manifests:
         self, method: str, upstream: str, repository: str, reference: str | Digest
     ) -> StoredManifest | ManifestHead:
         key = (upstream, repository, str(reference))
-        if (absent := self._absent.get(key)) is not None:
-            raise absent
-        client = self._upstreams.get(upstream)
+        result: StoredManifest | ManifestHead | MirrorError | None = self._absent.get(key)
+        if result is None:
+            client = self._upstreams.get(upstream)
+            flight = (method, *key)
+            result = await self._flights.get(flight, lambda: self._outcome(method, client, repository, reference))
+            if isinstance(result, ManifestUnknownError):
+                self._absent.put(key, result)
+        if isinstance(result, MirrorError):
+            raise result.with_traceback(None)  # it is raised to many, and would collect all their frames
+        return result
+
+    async def _outcome(
+        self, method: str, client: Upstream, repository: str, reference: str | Digest
+    ) -> StoredManifest | ManifestHead | MirrorError:
+        """``_ask``, with an error as a value: whoever waits reports it, so the task must not."""
         try:
-            return await self._flights.get((method, *key), lambda: self._ask(method, client, repository, reference))
-        except ManifestUnknownError as exc:
-            self._absent.put(key, exc)
-            raise
+            return await self._ask(method, client, repository, reference)
+        except MirrorError as exc:
+            return exc
 
     async def _ask(
         self, method: str, client: Upstream, repository: str, reference: str | Digest

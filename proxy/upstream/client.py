@@ -83,7 +83,7 @@ class Upstream:
             yield response
 
     async def _send(self, method: str, path: str, repository: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
-        has_logged_in = False
+        refused: set[bool] = set()  # with and without a login, one new attempt each
         failures = 0
         while True:
             authorization = await self._login.authorization(repository)
@@ -100,8 +100,9 @@ class Upstream:
                     return response
                 async with response:
                     is_ours = is_same_place(response.url, self.url)
-                    if not has_logged_in and is_ours and (status == 401 or (status == 403 and authorization)):
-                        has_logged_in = True
+                    is_new = bool(authorization) not in refused
+                    if is_new and is_ours and (status == 401 or (status == 403 and authorization)):
+                        refused.add(bool(authorization))
                         challenges = response.headers.getall("WWW-Authenticate", []) if status == 401 else []
                         await self._login.refused(challenges, repository, authorization)
                         if challenges or authorization:

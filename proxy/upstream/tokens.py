@@ -15,7 +15,13 @@ from yarl import URL
 
 from fastpull.cache.single_flight import SingleFlight
 from fastpull.cache.tasks import Tasks
-from fastpull.proxy.errors import DeniedError, ThrottledError, UpstreamInvalidError, UpstreamUnavailableError
+from fastpull.proxy.errors import (
+    DeniedError,
+    MirrorError,
+    ThrottledError,
+    UpstreamInvalidError,
+    UpstreamUnavailableError,
+)
 from fastpull.proxy.upstream.credentials import Credential
 from fastpull.proxy.upstream.retry_after import parse_retry_after
 
@@ -70,7 +76,7 @@ class TokenCache:
         self._session = session
         self._clock = clock
         self._tokens: dict[TokenScope, _Token] = {}
-        self._flights: SingleFlight[TokenScope, _Token] = SingleFlight(tasks)
+        self._flights: SingleFlight[TokenScope, _Token | MirrorError] = SingleFlight(tasks)
 
     def peek(self, scope: TokenScope) -> str | None:
         """The token at hand, unless it is about to end."""
@@ -90,14 +96,20 @@ class TokenCache:
         """
         if value := self.peek(scope):
             return value
+        outcome = await self._flights.get(scope, lambda: self._outcome(scope, credential))
+        if isinstance(outcome, _Token):
+            return outcome.value
+        old = self._tokens.get(scope)
+        if outcome.is_transient and old is not None and self._clock() < old.ends_at:
+            return old.value
+        raise outcome.with_traceback(None)
+
+    async def _outcome(self, scope: TokenScope, credential: Credential | None) -> _Token | MirrorError:
+        """``_fetch``, with an error as a value: whoever waits reports it, so the task must not."""
         try:
-            token = await self._flights.get(scope, lambda: self._fetch(scope, credential))
-        except (ThrottledError, UpstreamUnavailableError, UpstreamInvalidError):
-            old = self._tokens.get(scope)
-            if old is not None and self._clock() < old.ends_at:
-                return old.value
-            raise
-        return token.value
+            return await self._fetch(scope, credential)
+        except MirrorError as exc:
+            return exc
 
     async def _fetch(self, scope: TokenScope, credential: Credential | None) -> _Token:
         started = self._clock()
