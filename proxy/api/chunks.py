@@ -25,7 +25,8 @@ from fastpull.proxy.services import SERVICES, Services
 
 ROUTES = web.RouteTableDef()
 
-# A block is gathered from one view and written at once. 256 KiB cost 15 % of the rate, 4 MiB win nothing.
+# A block is gathered from one view and written at once. On a busy machine, answers of 4 MB: 64 KiB blocks 0.68,
+# 256 KiB 0.80, 1 MiB 0.95, 4 MiB 1.11 GB per core-second; the last for four times the memory of each connection.
 _BLOCK_BYTES = 1 << 20
 _RESTORE_SECONDS = 20.0  # below the 30 s after which a node gives the request up
 
