@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from fakes.layers import Content, directory, hardlink, layers, symlink
 from fakes.node_api import FakeProxy
 from harness.mounts import mount_points_below, unmount_all_below
 from harness.node import Node
-from harness.processes import run
+from harness.processes import free_port, run
 from harness.waiting import until
 
 from fastpull.cache.wire import Plan
@@ -74,6 +75,11 @@ def node(image: Image, root: Path) -> Iterator[Node]:
     settings = "[trace]\nsettle_seconds = 0.5\n"
     with Node(root / "n", [image.proxy.url], extra_settings=settings) as node:
         yield node
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return str(answer.read().decode())
 
 
 def sums(path: Path) -> str:
@@ -225,3 +231,63 @@ def test_without_a_daemon_a_mount_brings_its_own(image: Image, root: Path) -> No
     assert "not mounted by" in command("umount", str(target), fails=True)
     assert "no such image" in command("mount", "other:1", str(target), fails=True)
     assert not list((root / "run" / "mounts").iterdir())
+
+
+def test_a_lost_holder_is_replaced(image: Image, root: Path, node: Node) -> None:
+    """Somebody kills the process that keeps the FUSE mount: readers notice nothing, and another one keeps it."""
+    path = mount(node, root)
+    first = node.status()["holder"]
+    run("kill", "-KILL", first.rpartition(" ")[2].rstrip(")"))
+    until(lambda: node.status()["holder"] != first and node.status()["holder_is_up"], "another holder")
+    node.kill()
+    node.start()
+    assert sums(path) == image.sums()
+    node.command("umount", path)
+
+
+def test_a_lost_fuse_mount_is_made_anew(image: Image, root: Path, node: Node) -> None:
+    """Daemon and holder killed together: the next daemon mounts everything anew, on fresh ground."""
+    path = mount(node, root)
+    holder = node.status()["holder"].rpartition(" ")[2].rstrip(")")
+    run("kill", "-KILL", holder, str(node.process.pid))
+    node.process.wait()
+    node.start()
+    until(lambda: "lost its data" in node.process.log_tail(), "the broken mount is named")
+    until(lambda: node.status()["chains"], "the chain is mounted again")
+    chain = Path(node.status()["chains"][0]["path"])
+    assert sums(chain) == image.sums(), "the chain is whole; the bind of the old one is not"
+    run("umount", "--lazy", path)
+    node.command("umount", path)
+    assert node.status()["chains"] == []
+
+
+def test_a_fuse_mount_that_is_pulled_away_ends_the_daemon(image: Image, root: Path, node: Node) -> None:
+    """It says why and ends with 1, for its supervisor to start it anew."""
+    mount(node, root)
+    run("umount", "--force", "--lazy", node.run_dir / "devices")
+    assert node.process.wait() == 1
+    assert "the FUSE mount is gone" in node.process.log_tail()
+    assert "Traceback" not in node.process.log_tail()
+    run("umount", "--lazy", root / "mnt")
+    node.start()
+    until(lambda: node.status()["chains"], "the chain is mounted again")
+    node.command("umount", root / "mnt")
+
+
+def test_the_metrics_tell_of_fetches_and_proxies(image: Image, root: Path) -> None:
+    """Where a port is set."""
+    port = free_port()
+    with Node(root / "n", [image.proxy.url], extra_settings="") as node:
+        node.config.write_text(f"metrics_port = {port}\n" + node.config.read_text())
+        node.restart()
+        path = mount(node, root)
+        run("cat", path / "big")
+        text = get(f"http://127.0.0.1:{port}/metrics")
+        assert get(f"http://127.0.0.1:{port}/healthz") == "ok\n"
+        node.command("umount", path)
+
+    numbers = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(numbers['fastpull_node_fetch_content_bytes_total{lane="demand"}']) > 0
+    assert numbers[f'fastpull_node_proxy_up{{url="{image.proxy.url}"}}'] == "1.0"
+    assert numbers["fastpull_node_chains"] == "1.0"
+    assert 'fastpull_node_info{driver="erofs"' in text
