@@ -15,6 +15,7 @@ from aiohttp import web
 from fastpull.config.proxy import ListenSettings, ProxySettings
 from fastpull.proxy.access_log import JsonAccessLogger
 from fastpull.proxy.app import build_app
+from fastpull.proxy.mirror.runner import MirrorRunner
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ async def run_server(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     tls = tls_context(settings.listen)
-    runner = web.AppRunner(
+    runner = MirrorRunner(
         build_app(settings),
         handle_signals=False,
         shutdown_timeout=_SHUTDOWN_SECONDS,
