@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import lmdb
 
@@ -52,6 +52,15 @@ _READER = re.compile(r"^\s*\d+\s+[0-9a-fx]+\s+(\d+)\s*$", re.MULTILINE)
 _DATABASES = ("meta", "index", "uses", "places", "segments", "freed")
 
 
+class Place(NamedTuple):
+    """Where a chunk's bytes lie."""
+
+    segment: int
+    offset: int
+    length: int
+    chunk: ChunkId
+
+
 class ChunkIndex:
     """The environment and its databases."""
 
@@ -92,13 +101,14 @@ class ChunkIndex:
         cursor = transaction.cursor(self.segments)
         return {SEGMENT_KEY.unpack(key)[0]: unpack_segment(data) for key, data in cursor}
 
-    def chunks_behind(self, transaction: lmdb.Transaction[bytes], number: int, offset: int) -> list[ChunkId]:
-        """The chunks of a segment from ``offset`` on, in their order."""
+    def places_behind(self, transaction: lmdb.Transaction[bytes], number: int, offset: int) -> list[Place]:
+        """The places in a segment from ``offset`` on, in their order."""
         found = []
         cursor = transaction.cursor(self.places)
         more = cursor.set_range(PLACE_KEY.pack(number, offset))
-        while more and PLACE_KEY.unpack(cursor.key())[0] == number:
-            found.append(ChunkId(PLACE.unpack(cursor.value())[1]))
+        while more and (key := PLACE_KEY.unpack(cursor.key()))[0] == number:
+            length, chunk = PLACE.unpack(cursor.value())
+            found.append(Place(number, key[1], length, ChunkId(chunk)))
             more = cursor.next()
         return found
 
@@ -149,7 +159,7 @@ class Change:
         self.live_bytes, self._chunks, self._next_segment, self._last_tick = self._before
         self._segments: dict[int, Segment] = {}
         self._known: dict[int, Segment] = {}  # as committed
-        self._gone: list[tuple[int, int, int]] = []  # segment, offset, length of removed chunks
+        self._gone: list[tuple[int, int]] = []  # segment and offset of what was removed
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _trace: object) -> None:
@@ -194,10 +204,19 @@ class Change:
         self.live_bytes += footprint(entry.length)
         return footprint(entry.length)
 
-    def move(self, chunk: ChunkId, old: Entry, new: Entry) -> None:
-        """The chunk's bytes have been copied to another place; its last use stays."""
-        self._leave(old)
-        self._place(chunk, new._replace(tick=old.tick))
+    def move(self, place: Place, new: Entry | None) -> None:
+        """The bytes at ``place`` have been copied to ``new``, or can not be read. Uses stay."""
+        known = self.find(place.chunk)
+        if known is None or (known.segment, known.offset) != (place.segment, place.offset):
+            self._leave(place.segment, place.offset, place.length)  # nobody's, after damage to the index
+            known = None
+        if new is None and known is not None:
+            self.remove(place.chunk)
+        elif new is not None and known is not None:
+            self._leave(known.segment, known.offset, known.length)
+            self._place(place.chunk, new._replace(tick=known.tick))
+        elif new is not None:
+            self.waste(new)
 
     def remove(self, chunk: ChunkId) -> int:
         """Return the bytes freed."""
@@ -205,11 +224,11 @@ class Change:
         if known is None:
             self._delete(chunk, db=self._at.index)
             return 0
-        self._leave(known)
+        self._leave(known.segment, known.offset, known.length)
         self._delete(chunk, db=self._at.index)
         self._delete(TICK.pack(known.tick), db=self._at.uses)
-        self._chunks -= 1
-        self.live_bytes -= footprint(known.length)
+        self._chunks = max(0, self._chunks - 1)
+        self.live_bytes = max(0, self.live_bytes - footprint(known.length))
         return footprint(known.length)
 
     def use(self, chunks: Iterable[ChunkId]) -> None:
@@ -321,12 +340,12 @@ class Change:
         end = max(segment.end, entry.offset + entry.length)
         self._segments[entry.segment] = segment._replace(end=end, live_bytes=segment.live_bytes + entry.length)
 
-    def _leave(self, entry: Entry) -> None:
-        self._delete(PLACE_KEY.pack(entry.segment, entry.offset), db=self._at.places)
-        segment = self.segment(entry.segment)
+    def _leave(self, number: int, offset: int, length: int) -> None:
+        self._delete(PLACE_KEY.pack(number, offset), db=self._at.places)
+        segment = self.segment(number)
         if segment is not None:
-            self._segments[entry.segment] = segment._replace(live_bytes=segment.live_bytes - entry.length)
-            self._gone.append((entry.segment, entry.offset, entry.length))
+            self._segments[number] = segment._replace(live_bytes=max(0, segment.live_bytes - length))
+            self._gone.append((number, offset))
 
     def _oldest_first(self) -> Iterator[Candidate]:
         for data in self.transaction.cursor(self._at.uses).iternext(keys=False):
@@ -353,7 +372,7 @@ class Change:
     def _free_gaps(self) -> None:
         """Each removed chunk leaves a gap that reaches from the live chunk before it to the one behind it."""
         done = (0, 0)  # segment and end of the gap found last
-        for segment, offset, _length in sorted(self._gone):
+        for segment, offset in sorted(self._gone):
             if (segment, offset) < done:
                 continue
             start, end = self._gap(segment, offset)

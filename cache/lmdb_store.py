@@ -96,7 +96,7 @@ class LmdbChunkStore:
                 if marker.tells_of_power_loss():
                     _wipe(path, "it was being written when the power went")
                     marker.clear()
-                index = _open_index(path, max(quota_bytes, _GiB), None if durable else marker)
+                index = _open_index(path, 2 * quota_bytes + _GiB, None if durable else marker)
                 try:
                     return cls(path, index, Segments(path, _segment_bytes(quota_bytes)), quota_bytes)
                 except BaseException:
@@ -125,8 +125,8 @@ class LmdbChunkStore:
                 raise ChunkMissingError(chunk)
             try:
                 stored = self._segments.read(entry.segment, entry.offset, entry.length)
-            except OSError as exc:
-                raise ChunkCorruptError(chunk, f"its bytes can not be read ({exc.strerror})") from exc
+            except (OSError, OverflowError) as exc:
+                raise ChunkCorruptError(chunk, f"its bytes can not be read ({exc})") from exc
         if len(stored) != entry.length:
             raise ChunkCorruptError(chunk, f"its segment {entry.segment} ends before it")
         return StoredChunk(entry.encoding, entry.size, stored)
@@ -280,22 +280,16 @@ class LmdbChunkStore:
             if not sealed:
                 return
             _, emptiest = min(sealed)
-            chunks = self._index.chunks_behind(transaction, emptiest, 0)[:_MOVED_AT_ONCE]
+            places = self._index.places_behind(transaction, emptiest, 0)[:_MOVED_AT_ONCE]
         moving: list[tuple[ChunkId, StoredChunk]] = []
-        for chunk in chunks:
+        for place in places:
             with contextlib.suppress(ChunkMissingError, ChunkCorruptError):
-                moving.append((chunk, self.get(chunk)))
+                moving.append((place.chunk, self.get(place.chunk)))
         with self._translated(), self._writer.batch() as batch:
             placed = batch.append(moving)
             with self._change() as change:
-                for chunk in chunks:
-                    known, entry = change.find(chunk), placed.get(chunk)
-                    if entry is not None and known is not None and known.segment == emptiest:
-                        change.move(chunk, known, entry)
-                    elif entry is not None:
-                        change.waste(entry)
-                    else:
-                        change.remove(chunk)
+                for place in places:
+                    change.move(place, placed.get(place.chunk))
                 batch.seal_full(change)
 
     def _make_room(self, size: int, never: Mapping[ChunkId, StoredChunk]) -> int:
@@ -337,8 +331,8 @@ class LmdbChunkStore:
         if change.boot() != boot:
             for number, segment in known.items():
                 if segment.synced < segment.end:
-                    for chunk in self._index.chunks_behind(change.transaction, number, segment.synced):
-                        change.remove(chunk)
+                    for place in self._index.places_behind(change.transaction, number, segment.synced):
+                        change.remove(place.chunk)
             change.set_boot(boot)
         self._segments.sweep(set(known))
 

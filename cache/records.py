@@ -43,6 +43,7 @@ from typing import NamedTuple
 
 from fastpull.cache.digest import ChunkId
 from fastpull.cache.errors import ChunkCorruptError, StoreVersionError
+from fastpull.cache.frames import MAX_CHUNK_BYTES
 from fastpull.cache.store import Encoding
 
 FORMAT = 1
@@ -108,8 +109,8 @@ def unpack_entry(chunk: ChunkId, data: bytes) -> Entry | None:
     if len(data) != ENTRY.size:
         raise ChunkCorruptError(chunk, f"its index entry has {len(data)} bytes instead of {ENTRY.size}")
     version, encoding, length, size, segment, offset, tick = ENTRY.unpack(data)
-    if version != ENTRY_VERSION or encoding >= len(ENCODINGS):
-        raise ChunkCorruptError(chunk, f"its index entry has version {version} and encoding {encoding}")
+    if version != ENTRY_VERSION or encoding >= len(ENCODINGS) or length > MAX_CHUNK_BYTES:
+        raise ChunkCorruptError(chunk, f"its index entry has version {version}, encoding {encoding}, {length} bytes")
     return Entry(ENCODINGS[encoding], length, size, segment, offset, tick)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from blake3 import blake3
+
 from fastpull.cache.codec import encode
 from fastpull.cache.digest import ChunkId, chunk_id
 from fastpull.cache.lmdb_store import LmdbChunkStore
@@ -102,8 +104,7 @@ def make_store(kind: str, path: Path, quota_bytes: int, clock: Clock) -> ChunkSt
 
 def content(number: int, size: int = 5000) -> bytes:
     """Another one for each number, half of it compressible."""
-    seed = number.to_bytes(8, "little")
-    noise = b"".join(chunk_id(seed + part.to_bytes(4, "little")) for part in range(size // 64 + 1))
+    noise: bytes = blake3(number.to_bytes(8, "little")).digest(length=size // 2 + 32)
     return (noise + bytes(size))[:size]
 
 
