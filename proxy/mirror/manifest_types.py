@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from fastpull.proxy.errors import UpstreamInvalidError
+from fastpull.proxy.upstream.foreign_json import read_json
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -37,11 +38,8 @@ def manifest_type(body: bytes, content_type: str | None = None) -> str | None:
     """
     if len(body) > MAX_MANIFEST_BYTES:
         return None
-    try:
-        outline = msgspec.json.decode(body, type=_Outline)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    if outline.schemaVersion != 2:
+    outline = read_json(body, _Outline)
+    if outline is None or outline.schemaVersion != 2:
         return None
     is_index = outline.manifests is not None and outline.layers is None
     is_image = outline.layers is not None and outline.config is not None and outline.manifests is None

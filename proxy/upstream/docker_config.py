@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from fastpull.proxy.upstream.credentials import Credential, CredentialError
+from fastpull.proxy.upstream.foreign_json import read_json
 
 _TIMEOUT_SECONDS = 20.0
 _MAX_OUTPUT = 256 * 1024
@@ -68,11 +69,12 @@ class DockerConfigProvider:
 
     def _read(self) -> _DockerConfig:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=_DockerConfig)
+            config = read_json(self._path.read_bytes(), _DockerConfig)
         except OSError as exc:
             raise CredentialError(f"docker_config {self._path}: {exc.strerror}") from exc
-        except msgspec.MsgspecError:
-            raise CredentialError(f"docker_config {self._path} is not docker's config.json") from None
+        if config is None:
+            raise CredentialError(f"docker_config {self._path} is not docker's config.json")
+        return config
 
     async def _ask_helpers(self, helper: str) -> Credential | None:
         for key in self._keys:
@@ -134,10 +136,9 @@ async def _ask_helper(helper: str, key: str) -> Credential | None:
         if b"not found" in output[:1000].lower():
             return None
         raise CredentialError(f"{command} failed with status {process.returncode}")
-    try:
-        answer = msgspec.json.decode(output[:_MAX_OUTPUT], type=_HelperAnswer)
-    except msgspec.MsgspecError:
-        raise CredentialError(f"{command} did not answer as the protocol has it") from None
+    answer = read_json(output[:_MAX_OUTPUT], _HelperAnswer)
+    if answer is None:
+        raise CredentialError(f"{command} did not answer as the protocol has it")
     if answer.Username == _TOKEN_USER:
         return Credential("", "", answer.Secret)
     return Credential(answer.Username, answer.Secret)

@@ -7,6 +7,8 @@ import asyncio
 import aiohttp
 import msgspec
 
+from fastpull.proxy.upstream.foreign_json import read_json
+
 _MAX_BODY = 16 * 1024
 _MAX_TEXT = 300
 _TIMEOUT_SECONDS = 5.0
@@ -23,11 +25,8 @@ class _Errors(msgspec.Struct):
 
 def read_detail(body: bytes) -> str:
     """The first error of an OCI error body, printable and short; empty for anything else. Pure."""
-    try:
-        errors = msgspec.json.decode(body, type=_Errors).errors
-    except (msgspec.MsgspecError, RecursionError):
-        return ""
-    text = ": ".join(part for error in errors[:1] for part in (error.code, error.message) if part)
+    found = read_json(body, _Errors) or _Errors()
+    text = ": ".join(part for error in found.errors[:1] for part in (error.code, error.message) if part)
     return "".join(c if c.isprintable() else " " for c in text[:_MAX_TEXT])
 
 

@@ -23,6 +23,7 @@ from fastpull.proxy.errors import (
     UpstreamUnavailableError,
 )
 from fastpull.proxy.upstream.credentials import Credential
+from fastpull.proxy.upstream.foreign_json import read_json
 from fastpull.proxy.upstream.retry_after import parse_retry_after
 
 log = logging.getLogger(__name__)
@@ -150,10 +151,7 @@ class TokenCache:
             raise DeniedError(self._upstream, scope.scope or "a token", f"{where} answered {status}")
         if status >= 500:
             raise UpstreamUnavailableError(f"{where} answered {status}")
-        try:
-            answer = msgspec.json.decode(body, type=_TokenAnswer)
-        except msgspec.MsgspecError as exc:
-            raise UpstreamInvalidError(f"{where} answered {status} without a token") from exc
+        answer = read_json(body, _TokenAnswer) or _TokenAnswer()
         value = answer.token or answer.access_token
         if status != 200 or not value or not value.isascii() or not value.isprintable():
             raise UpstreamInvalidError(f"{where} answered {status} without a token")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fakes.faults import Body, CloseBeforeHead, Slowly, StallAfter, Status, revoke_tokens
 from fakes.mirror import running_mirror, settings_for
-from fakes.registry import FakeRegistry, Fault
+from fakes.registry import FakeRegistry, Fault, serve
 
 from fastpull.config.proxy import CredentialSettings, ProxySettings, UpstreamSettings
 
@@ -179,6 +179,6 @@ async def test_403_drops_the_token_once(tmp_path: Path) -> None:
 async def test_401_in_the_middle_of_a_blob(tmp_path: Path) -> None:
     async with FakeRegistry(auth="bearer") as registry:
         digest = registry.add_blob(BLOB)
-        registry.script("blob", revoke_tokens, revoke_tokens)
+        registry.script("blob", serve, revoke_tokens)
         async with running_mirror(settings(tmp_path, registry)) as mirror:
             assert (await mirror.get(f"app/blobs/{digest}?ns=r.test")).body == BLOB
