@@ -76,6 +76,8 @@ def compare(left: Path, right: Path, *, content: bool = True, limit: int = 1000)
         for path, infos in _paired(sides[0].root, sides[1].root):
             name = os.fsdecode(path)
             entries += infos[0] is not None
+            if infos[0] is None and infos[1] is None:
+                continue  # overlayfs lists a whiteout in a directory that it does not merge; nobody can look it up
             if infos[0] is None or infos[1] is None:
                 differences.append(Difference(name, "exists", infos[0] is not None, infos[1] is not None))
             else:
