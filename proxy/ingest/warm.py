@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from fastpull.cache.digest import ChunkId
-from fastpull.cache.errors import ChunkMissingError
+from fastpull.cache.errors import StoreFullError
 from fastpull.cache.store import ChunkStore
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.wire import LayerProgress, WarmStage, WarmState
@@ -123,7 +123,8 @@ class Warms:
         chunks = sorted(set(chunk_map.ids()))  # neighbours in the index are looked up twice as fast
         missing = await asyncio.to_thread(self._missing, chunks)
         if missing and not await self._restore.restore(chain_id, missing, _RESTORE_SECONDS):
-            raise ChunkMissingError(missing[0])
+            lost = len(await asyncio.to_thread(self._missing, chunks))
+            raise StoreFullError(f"{lost} of {len(chunks)} chunks can not be kept: the store is too small, or full")
         self._store.touch(chunks)
 
     def _missing(self, chunks: list[ChunkId]) -> list[ChunkId]:

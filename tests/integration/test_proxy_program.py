@@ -232,6 +232,34 @@ def test_a_purged_image_is_gone_and_can_come_back(own_proxy: Proxy, registry: Re
     assert warm(own_proxy, name)["new_bytes"] == 30 * 60_000
 
 
+def test_in_a_store_that_holds_one_of_two_images_the_other_comes_back_on_demand(
+    tmp_path: Path, registry: Registry, layout: OciLayout
+) -> None:
+    """Evicted means slower, not gone."""
+    one, image = push(registry, layout, "evicted:1", layout.add_layer(wheels(20)))
+    two, _ = push(registry, layout, "evicting:1", layout.add_layer(wheels(21)))
+    with Proxy(tmp_path / "proxy", [registry], extra_settings='[cache]\nchunk_bytes = "950KiB"\n') as small:
+        assert warm(small, one)["exit"] == 0
+        device = f"{small.url}/v1/chains/{image.chain_ids[-1]}/device"
+        content = fetch(device)
+        assert warm(small, two)["exit"] == 0
+        status = small.get("/v1/status")["chunks"]
+
+        assert status["live_bytes"] <= status["quota_bytes"]
+        assert fetch(device) == content
+        assert warm(small, one)["exit"] == 0
+
+
+def test_an_image_larger_than_the_store_says_so(tmp_path: Path, registry: Registry, layout: OciLayout) -> None:
+    name, _ = push(registry, layout, "large:1", layout.add_layer(wheels(22, 60)))
+    with Proxy(tmp_path / "proxy", [registry], extra_settings='[cache]\nchunk_bytes = "1MiB"\n') as tiny:
+        done = command("warm", name, "--proxy", tiny.url)
+
+    assert done.returncode == 1
+    assert "the quota is" in done.stderr
+    assert "cache.chunk_bytes" in done.stderr
+
+
 def test_a_plan_travels_through_a_file(proxy: Proxy, registry: Registry, layout: OciLayout, tmp_path: Path) -> None:
     name, _ = push(registry, layout, "planned:1", layout.add_layer(wheels(12)))
     warm(proxy, name)
