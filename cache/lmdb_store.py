@@ -34,6 +34,7 @@ from fastpull.cache.chunk_index import VICTIMS_WHEN_FULL, Change, ChunkIndex
 from fastpull.cache.digest import ChunkId
 from fastpull.cache.environment import translated
 from fastpull.cache.errors import CacheError, ChunkCorruptError, ChunkMissingError, StoreFullError
+from fastpull.cache.frames import MAX_CHUNK_BYTES
 from fastpull.cache.lmdb_view import LmdbView
 from fastpull.cache.power_loss import UnflushedMarker, boot_id, sync_directory
 from fastpull.cache.records import (
@@ -133,6 +134,8 @@ class LmdbChunkStore:
 
     def put_many(self, chunks: Iterable[tuple[ChunkId, StoredChunk]]) -> int:
         batch = dict(chunks)
+        if any(len(stored.data) > MAX_CHUNK_BYTES for stored in batch.values()):
+            raise ValueError(f"a chunk has at most {MAX_CHUNK_BYTES} bytes")
         total = sum(footprint(len(stored.data)) for stored in batch.values())
         if total > self._quota:
             raise StoreFullError(f"{self.path}: a batch of {total} bytes; the quota is {self._quota}")
@@ -325,7 +328,7 @@ class LmdbChunkStore:
                 self._segments.free(number, ranges)
 
     def _recover(self, change: Change) -> None:
-        """Forget what a power loss may have taken, and files of processes that were killed while creating them."""
+        """Forget what a power loss may have taken, and give back what killed processes wrote and did not commit."""
         known = change.all_segments()
         boot = boot_id()
         if change.boot() != boot:
@@ -334,7 +337,7 @@ class LmdbChunkStore:
                     for place in self._index.places_behind(change.transaction, number, segment.synced):
                         change.remove(place.chunk)
             change.set_boot(boot)
-        self._segments.sweep(set(known))
+        self._segments.sweep({number: segment.end for number, segment in known.items() if not segment.is_sealed}, known)
 
 
 def _open_index(path: Path, map_bytes: int, marker: UnflushedMarker | None) -> ChunkIndex:

@@ -7,7 +7,7 @@ import logging
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -127,12 +127,19 @@ class Segments:
             raise
         return appender
 
-    def sweep(self, known: set[int]) -> None:
-        """Remove files that no committed segment stands for, unless a process is just creating them."""
+    def sweep(self, ends: Mapping[int, int], known: Container[int]) -> None:
+        """Clear up behind processes that were killed; what belongs to one that runs is locked and stays.
+
+        Behind the committed ``ends`` of segments that are still written to nothing counts, and files of segments
+        that are not ``known`` were created and never committed.
+        """
         for number in self.numbers():
-            if number not in known and (orphan := self.adopt(number, 0)) is not None:
-                self.path(number).unlink(missing_ok=True)
-                orphan.close()
+            if number in known and number not in ends:
+                continue
+            if (abandoned := self.adopt(number, ends.get(number, 0))) is not None:
+                if number not in known:
+                    self.path(number).unlink(missing_ok=True)
+                abandoned.close()
 
     def read(self, number: int, offset: int, length: int) -> bytes:
         """A copy, read so that a failing disk raises ``OSError``; touching the map would kill the process."""
