@@ -123,7 +123,9 @@ class Containerd:
     def snapshots(self, snapshotter: str = "", namespace: str = "k8s.io") -> list[str]:
         """The snapshots that containerd knows, by its own names."""
         listing = self.ctr("snapshots", "--snapshotter", snapshotter or self.snapshotter, "ls", namespace=namespace)
-        return [line.split()[0] for line in listing.splitlines()[1:] if line.strip()]
+        lines = [line.split() for line in listing.splitlines()]
+        header = next(number for number, words in enumerate(lines) if words[:1] == ["KEY"])  # warnings may precede
+        return [words[0] for words in lines[header + 1 :] if words]
 
     def log_lines(self, pattern: str) -> list[str]:
         return [line for line in self.process.log.read_text(errors="replace").splitlines() if re.search(pattern, line)]
