@@ -52,9 +52,14 @@ def build_app(settings: ProxySettings) -> web.Application:
 
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app.cleanup_ctx.append(services)
+    app.on_shutdown.append(_let_waiters_go)
     add_api(app)
     app.add_routes(mirror_routes.ROUTES)
     return app
+
+
+async def _let_waiters_go(app: web.Application) -> None:
+    app[SERVICES].ingest.stop_waiting()
 
 
 async def open_services(settings: ProxySettings, stack: AsyncExitStack) -> Services:

@@ -56,6 +56,7 @@ class Ingest:
         self._flights: SingleFlight[str, None] = SingleFlight(tasks)
         self._failures = Failures(clock)  # of building; a layer's are with the layer
         self._learning = 0
+        self._is_stopping = False
         self._lately = Lately(clock)
 
     def on_manifest(self, seen: ManifestSeen) -> None:
@@ -104,6 +105,11 @@ class Ingest:
             built = await self.chains.ensure(chain_id)
         return built
 
+    def stop_waiting(self) -> None:
+        """The proxy is about to end: whoever waits for a state gets it as it is."""
+        self._is_stopping = True
+        self._changes.notify()
+
     async def state(self, chain_id: str, wait_seconds: float, *, build: bool = True) -> ChainState:
         """How far the chain is; asking for one that is known begins its ingest.
 
@@ -115,7 +121,7 @@ class Ingest:
             state = self._look(chain_id, build=build)
             is_open = state.state == "indexing" or (state.state == "unknown" and self._learning > 0)
             left = until - self._clock()
-            if not is_open or left <= 0:
+            if not is_open or left <= 0 or self._is_stopping:
                 return state
             await self._changes.wait(left)
 

@@ -95,6 +95,21 @@ async def test_a_failed_layer_fails_the_chain_at_once_and_not_its_neighbours(par
     assert (await parts.ingest.state(CHAINS[0], 30)).state == "ready"
 
 
+async def test_when_the_proxy_stops_nobody_is_kept_waiting(parts: Parts) -> None:
+    parts.pool.gate = asyncio.Event()
+    parts.ingest.on_manifest(seen(add_image(parts.mirror, [LOW, HIGH])))
+    while parts.pool.running < 2:
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        waiting = group.create_task(parts.ingest.state(CHAINS[1], 1000))
+        await asyncio.sleep(0)
+        parts.ingest.stop_waiting()
+
+    assert waiting.result().state == "indexing"
+    parts.pool.gate.set()
+    await parts.ingest.prepare(CHAINS[1])
+
+
 async def test_after_a_while_a_failed_chain_is_tried_again(parts: Parts) -> None:
     parts.pool.failures[diff_id_of(HIGH)] = [UpstreamUnavailableError("away")]
     parts.ingest.on_manifest(seen(add_image(parts.mirror, [LOW, HIGH])))
