@@ -20,9 +20,9 @@ class ByteSize(int):
     @classmethod
     def parse(cls, text: str | int) -> Self:
         """Raise ``ConfigError`` for anything that is no size."""
-        if isinstance(text, int):
+        if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
             return cls(text)
-        match = _SIZE.fullmatch(text)
+        match = _SIZE.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise ConfigError(f"{text!r} is no size; write for example 20GiB, 512MB or a number of bytes")
         number, prefix, binary = match.groups()
