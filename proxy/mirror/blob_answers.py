@@ -61,8 +61,11 @@ class BlobAnswers:
                 if not blob.is_complete:
                     await self._first_byte(blob, span, unverified=unverified)
                 await self._send(request, response, source, blob, span, unverified=unverified)
-        except (BlobStoreFullError, BlobStoreError) as exc:
-            log.warning("blob %s is passed through: %s", source.digest, exc)
+        except (BlobFillError, BlobStoreFullError, BlobStoreError) as exc:
+            cause = exc.cause if isinstance(exc, BlobFillError) else exc
+            if not isinstance(cause, BlobStoreFullError | BlobStoreError):
+                raise
+            log.warning("blob %s is passed through: %s", source.digest, cause)
             size = await self._blobs.stat(source)
             span, response = _begin_of(wanted, size, source.digest, namespace)
             await self._send_uncached(request, response, source, span, size)
@@ -96,10 +99,6 @@ class BlobAnswers:
                 await blob.wait_readable(span.start, unverified=unverified)
         except TimeoutError:
             log.info("blob %s: no byte at %d within %g s", blob.digest, span.start, self._answer_seconds)
-        except BlobFillError as exc:
-            if isinstance(exc.cause, MirrorError):
-                raise exc.cause from exc
-            raise
 
     async def _send(
         self,

@@ -267,7 +267,10 @@ class FakeRegistry:
             piece = data[start : start + step]
             if self.bytes_per_second:
                 await asyncio.sleep(len(piece) / self.bytes_per_second)
-            await response.write(piece)
+            try:
+                await response.write(piece)
+            except ConnectionError:
+                return  # the other side has hung up, which it may
             self.body_bytes += len(piece)
 
 
@@ -278,7 +281,6 @@ async def serve(request: web.Request, answer: Answer, registry: FakeRegistry) ->
     await response.prepare(request)
     if request.method != "HEAD":
         await registry.send(response, answer.body)
-    await response.write_eof()
     return response
 
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from fakes.loops import on_both_loops
 from fakes.mirror import RunningMirror, running_mirror, settings_for, until
 from fakes.registry import FakeRegistry
 from hypothesis import given
@@ -64,6 +65,7 @@ async def answers(url: str, requests: list[bytes]) -> list[tuple[list[str], byte
     return got
 
 
+@on_both_loops
 async def test_both_ways_give_the_same_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Byte for byte, heads included, in any order on one connection."""
     results = []
@@ -89,6 +91,7 @@ async def test_both_ways_give_the_same_answer(tmp_path: Path, monkeypatch: pytes
     assert sum(len(body) for _, body in results[0]) > 2 * len(BLOB)
 
 
+@on_both_loops
 async def test_a_client_that_reads_slowly_gets_all(tmp_path: Path) -> None:
     """The socket fills up in the middle of an answer; what else the client asks meanwhile waits its turn."""
     async with warm(tmp_path) as (mirror, digest):
@@ -109,6 +112,7 @@ async def test_a_client_that_reads_slowly_gets_all(tmp_path: Path) -> None:
         await writer.wait_closed()
 
 
+@on_both_loops
 async def test_a_client_that_hangs_up_leaves_nothing(tmp_path: Path) -> None:
     """Descriptors are closed, whatever state the answer was in."""
     async with warm(tmp_path) as (mirror, digest):
