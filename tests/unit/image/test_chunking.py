@@ -48,13 +48,14 @@ def test_small_files_are_one_chunk() -> None:
 def test_the_cuts_are_part_of_the_format() -> None:
     """If this fails, every store loses its deduplication against the images it knows: see chunking.VERSION."""
     cuts = [len(data) for _, data in whole(noise(1_000_000))]
-    assert cuts == [33258, 78308, 56155, 25038, 39183, 28737, 49347, 177834, 71728, 135843, 117997, 60394, 52557, 73621]
+    assert cuts[:9] == [63283, 54111, 62860, 24113, 27575, 63969, 52939, 56317, 73240]
+    assert cuts[9:] == [100216, 75214, 65150, 75386, 49604, 63795, 18607, 51269, 22352]
     assert [len(data) for _, data in whole(bytes(600_000))] == [262144, 262144, 75712]
 
 
 def test_the_average_is_about_64_kib() -> None:
     data = noise(16 << 20, seed=5)
-    assert 56 << 10 < len(data) / len(whole(data)) < 76 << 10
+    assert 56 << 10 < len(data) / len(whole(data)) < 66 << 10
 
 
 def test_an_insertion_changes_the_chunks_around_it_only() -> None:
