@@ -12,6 +12,7 @@ from fastpull.proxy.upstream.credentials import Credential, CredentialError
 
 _HOST = re.compile(r"(\d{12})\.dkr[.-]ecr(?:-fips)?\.([a-z0-9-]+)\.(?:amazonaws\.com(?:\.cn)?|on\.aws|.+)")
 _RENEW_BEFORE_SECONDS = 3600.0  # of twelve hours
+_KEEP_AT_LEAST_SECONDS = 300.0  # also where our clock is wrong; upstream tells when a login has ended
 
 
 def account_and_region(registry_host: str) -> tuple[str, str]:
@@ -64,7 +65,8 @@ class EcrProvider:
         except (LookupError, ValueError) as exc:
             raise CredentialError("ECR GetAuthorizationToken answered without a token") from exc
         life = ends_at - time.time()
-        return Credential(username, password), time.time() + max(life - _RENEW_BEFORE_SECONDS, life / 2)
+        keep = max(life - _RENEW_BEFORE_SECONDS, life / 2, _KEEP_AT_LEAST_SECONDS)
+        return Credential(username, password), time.time() + keep
 
     def _ecr(self) -> Any:
         if self._client is None:
