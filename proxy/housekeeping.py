@@ -31,9 +31,8 @@ async def keep_house(store: ChunkStore, writer: Writer, recently_served: Recentl
 
 def tidy(store: ChunkStore, recently_served: RecentlyServed) -> int:
     """One round; blocks. Return the bytes freed."""
-    flush = getattr(store, "flush", None)
-    if flush is not None:
-        flush()
+    store.flush()
+    store.release_resident()  # what was sent stays in the page cache, but is no memory of ours
     stats = store.stats()
     if stats.live_bytes <= stats.quota_bytes * _HIGH_WATER:
         return 0
