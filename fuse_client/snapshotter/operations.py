@@ -235,16 +235,11 @@ class Snapshotter:
 
     # --------------------------------------------------------------------------------- restarting
 
-    def restore(self) -> None:
-        """Mount again what running containers stand on, and tidy up after a crash. Never raises.
+    def tidy_up(self) -> None:
+        """``cleanup`` after a crash. Never raises. To be called once, in the background.
 
-        To be called once, in the background: no other call needs to wait for it.
+        What containers stand on is mounted again by ``Chains`` itself.
         """
-        for chain in sorted(self._state.chains_in_use()):
-            try:
-                self._mounted(Lowers(chain=chain), PATIENT)
-            except SnapshotError as exc:
-                log.warning("%s is needed by a container and can not be mounted: %s", chain, exc)
         try:
             self.cleanup()
         except Exception:

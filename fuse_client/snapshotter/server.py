@@ -102,11 +102,11 @@ class SnapshotServer:
     def allow_mounts(self) -> None:
         """``chains`` knows again what it had mounted before. To be called once, on the event loop.
 
-        What containers need and is not mounted is mounted in the background, and leftovers are removed.
+        Leftovers of a crash are removed in the background.
         """
         self._lazy.allow_mounts()
-        # A thread that nobody waits for: the process may end while a mount is still being restored.
-        threading.Thread(target=self.snapshotter.restore, name="restore", daemon=True).start()
+        # A thread that nobody waits for: it may be at it for long, and may be ended at any point.
+        threading.Thread(target=self.snapshotter.tidy_up, name="tidy up", daemon=True).start()
 
     async def aclose(self) -> None:
         """Stop answering: calls in flight get a few seconds to end. The event loop must still run for them."""

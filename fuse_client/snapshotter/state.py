@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -109,14 +109,6 @@ class SnapshotState:
     def released(self) -> list[Digest]:
         with self._changing:
             return sorted(self._released)
-
-    def chains_in_use(self) -> set[Digest]:
-        """Chains on which an active or view snapshot stands."""
-        chains: set[Digest] = set()
-        for record in self._records():
-            if record.kind is not Kind.COMMITTED:
-                chains.update(chain for below in self._line_or_less(record.parent) if (chain := below.chain))
-        return chains
 
     def check_new(self, key: str, parent: str) -> None:
         """Raise what ``create`` would raise."""
@@ -280,9 +272,3 @@ class SnapshotState:
 
     def _records(self) -> list[Snapshot]:
         return list(self._by_name.values())
-
-    def _line_or_less(self, name: str) -> Iterator[Snapshot]:
-        """As ``line``, but a snapshot that is removed meanwhile only ends it."""
-        while name and (record := self._by_name.get(name)) is not None:
-            yield record
-            name = record.parent

@@ -346,12 +346,12 @@ def test_answers_from_memory_do_not_wait_for_mounts(
 
 
 def test_after_a_restart_mounts_wait_for_the_daemon_to_take_over(tmp_path: Path, chains: FakeChains) -> None:
-    """Restored in the background is what containers stand on; the rest is mounted when asked for."""
+    """Meanwhile everything is answered that needs no mount."""
     top = chains.add(IMAGE)[-1]
     with ServedSnapshotter(tmp_path / "node", chains) as served, served.client() as client:
         puller = Unpacker(client)
         name = puller.pull(IMAGE)
-        puller.run(name)
+        client.prepare("container", name)
     chains._mounted.clear()
 
     again = ServedSnapshotter(tmp_path / "node", chains, allow_mounts=False)
@@ -362,7 +362,8 @@ def test_after_a_restart_mounts_wait_for_the_daemon_to_take_over(tmp_path: Path,
         assert caught.value.code() in LATE
         assert chains.mounted() == {}
         again.allow_mounts()
-        until(lambda: top in chains.mounted(), "the mount is restored")
+        assert client.mounts("container")[0].type == "overlay"
+        assert top in chains.mounted()
 
 
 def test_leftovers_of_a_crash_are_removed_at_the_next_start(tmp_path: Path, chains: FakeChains) -> None:
