@@ -61,6 +61,19 @@ class Place(NamedTuple):
     chunk: ChunkId
 
 
+class Freed(NamedTuple):
+    """A range of a segment, or all of it, that nothing needs any more."""
+
+    key: bytes
+    segment: int
+    start: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        return 0 if self.end == WHOLE_FILE else self.end - self.start
+
+
 class ChunkIndex:
     """The environment and its databases."""
 
@@ -112,6 +125,18 @@ class ChunkIndex:
             more = cursor.next()
         return found
 
+    def ready_to_give_back(self, durable: int, limit: int) -> list[Freed]:
+        """Ranges freed by transactions up to ``durable`` that nobody can look at any more."""
+        oldest = self.oldest_reader()
+        last = durable if oldest is None else min(durable, oldest)
+        ready: list[Freed] = []
+        with self.read() as transaction:
+            for key, data in transaction.cursor(self.freed):
+                if len(ready) >= limit or FREED_KEY.unpack(key)[0] > last:
+                    break
+                ready.append(Freed(key, *FREED.unpack(data)))
+        return ready
+
     def reserve(self) -> None:
         """Hold disk space for the next commits, so that evicting is possible when the disk is full.
 
@@ -155,8 +180,10 @@ class Change:
     def __enter__(self) -> Self:
         with translated(self._at.path):
             self.transaction = self._at.environment.begin(write=True)
+        self.number = self.transaction.id()
+        self.durable = self.number - 2  # commits that no power loss undoes: all but the last
         self._before = unpack_accounts(self.transaction.get(b"accounts", db=self._at.meta))
-        self.live_bytes, self._chunks, self._next_segment, self._last_tick = self._before
+        self.live_bytes, self._chunks, self._next_segment, self._last_tick, self.freed_bytes = self._before
         self._segments: dict[int, Segment] = {}
         self._known: dict[int, Segment] = {}  # as committed
         self._gone: list[tuple[int, int]] = []  # segment and offset of what was removed
@@ -177,13 +204,10 @@ class Change:
                 if self._at.marker is not None:
                     self._at.marker.set()
                 self.transaction.commit()
+                self.durable = self.number - 1
             except BaseException:
                 self.transaction.abort()
                 raise
-
-    @property
-    def number(self) -> int:
-        return self.transaction.id()
 
     def find(self, chunk: ChunkId) -> Entry | None:
         """An unreadable entry counts as absent, so that it can be replaced."""
@@ -274,8 +298,8 @@ class Change:
     def segment_count(self) -> int:
         return self.transaction.stat(self._at.segments)["entries"]
 
-    def has_freed(self) -> bool:
-        return self.transaction.stat(self._at.freed)["entries"] > 0
+    def freed_count(self) -> int:
+        return self.transaction.stat(self._at.freed)["entries"]
 
     def new_segment(self) -> int:
         number = self._next_segment
@@ -283,15 +307,11 @@ class Change:
         self._segments[number] = Segment()
         return number
 
-    def take_freed(self, before: int) -> list[tuple[int, int, int]]:
-        """Take the ranges freed by transactions up to ``before``, for giving them back."""
-        taken = []
-        cursor = self.transaction.cursor(self._at.freed)
-        cursor.first()
-        while (key := cursor.key()) and FREED_KEY.unpack(key)[0] <= before:
-            taken.append(FREED.unpack(cursor.value()))
-            self._is_dirty = cursor.delete()  # and move to the next
-        return taken
+    def forget_freed(self, ranges: Iterable[Freed]) -> None:
+        """These have been given back."""
+        for freed in ranges:
+            if self._delete(freed.key, db=self._at.freed):
+                self.freed_bytes -= freed.length
 
     def waste(self, entry: Entry) -> None:
         """The place of ``entry`` was written in vain. It counts as committed, so that nobody writes there again."""
@@ -310,9 +330,10 @@ class Change:
 
     def free(self, segment: int, start: int, end: int) -> None:
         """Give the range back to the file system once nobody can look at it any more."""
-        key = FREED_KEY.pack(self.number, self._freed_counter)
+        freed = Freed(FREED_KEY.pack(self.number, self._freed_counter), segment, start, end)
         self._freed_counter += 1
-        self._put(key, FREED.pack(segment, start, end), db=self._at.freed)
+        self._put(freed.key, FREED.pack(segment, start, end), db=self._at.freed)
+        self.freed_bytes += freed.length
 
     def boot(self) -> bytes | None:
         return self.transaction.get(b"boot", db=self._at.meta)
@@ -324,9 +345,9 @@ class Change:
         self._is_dirty = True
         self.transaction.put(key, value, append=append, db=db)
 
-    def _delete(self, key: bytes, *, db: lmdb._Database) -> None:
+    def _delete(self, key: bytes, *, db: lmdb._Database) -> bool:
         self._is_dirty = True
-        self.transaction.delete(key, db=db)
+        return self.transaction.delete(key, db=db)
 
     def _tick(self) -> int:
         self._last_tick = max(self._now, self._last_tick + 1)
@@ -365,7 +386,9 @@ class Change:
                 self._delete(key, db=self._at.segments)
             else:
                 self._put(key, pack_segment(segment), db=self._at.segments)
-        accounts = Accounts(self.live_bytes, self._chunks, self._next_segment, self._last_tick)
+        accounts = Accounts(
+            self.live_bytes, self._chunks, self._next_segment, self._last_tick, max(0, self.freed_bytes)
+        )
         if accounts != self._before:
             self._put(b"accounts", pack_accounts(accounts), db=self._at.meta)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import lmdb
 
-from fastpull.cache.errors import CacheError, StoreFullError, StoreVersionError
+from fastpull.cache.errors import CacheError, IndexDamagedError, StoreFullError, StoreVersionError
 
 MAX_READERS = 1024  # threads with an open read transaction, of all processes together
 
@@ -49,7 +49,7 @@ def open_environment(
 
 @contextmanager
 def translated(path: Path, *, with_system_calls: bool = False) -> Iterator[None]:
-    """Raise LMDB's failures as what they mean: ``StoreFullError``, ``StoreVersionError`` or ``CacheError``.
+    """Raise LMDB's failures as what they mean: ``StoreFullError``, ``StoreVersionError``, … or ``CacheError``.
 
     ``with_system_calls`` does the same for every ``OSError``: for blocks that run no code of others.
     """
@@ -59,6 +59,8 @@ def translated(path: Path, *, with_system_calls: bool = False) -> Iterator[None]
         raise StoreFullError(f"{path}: {exc}") from exc
     except lmdb.VersionMismatchError as exc:
         raise StoreVersionError(f"{path}: written by another version of LMDB ({exc})") from exc
+    except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError) as exc:
+        raise IndexDamagedError(f"{path}: {exc}") from exc
     except lmdb.Error as exc:
         if exc.code == errno.ENOSPC:
             raise StoreFullError(f"{path}: {exc}") from exc

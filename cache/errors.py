@@ -36,6 +36,10 @@ class StoreFullError(CacheError):
     """The store can not take the bytes: its map, quota or disk is full. Reading goes on."""
 
 
+class IndexDamagedError(CacheError):
+    """LMDB's file is damaged. A chunk store starts empty when opened next; other files have to be removed by hand."""
+
+
 class RecordDamagedError(CacheError):
     """A value in a table is not what was written. Dropping it is the caller's business."""
 

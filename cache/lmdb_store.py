@@ -28,12 +28,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
-import lmdb
-
-from fastpull.cache.chunk_index import VICTIMS_WHEN_FULL, Change, ChunkIndex
+from fastpull.cache.chunk_index import VICTIMS_WHEN_FULL, Change, ChunkIndex, Freed
 from fastpull.cache.digest import ChunkId
 from fastpull.cache.environment import translated
-from fastpull.cache.errors import CacheError, ChunkCorruptError, ChunkMissingError, StoreFullError
+from fastpull.cache.errors import ChunkCorruptError, ChunkMissingError, IndexDamagedError, StoreFullError
 from fastpull.cache.frames import MAX_CHUNK_BYTES
 from fastpull.cache.lmdb_view import LmdbView
 from fastpull.cache.power_loss import UnflushedMarker, boot_id, sync_directory
@@ -56,6 +54,9 @@ _EVICTED_AT_ONCE = 64 * _MiB  # or a twentieth of the quota: what is evicted and
 _TOUCH_LIMIT = 200_000  # uses kept in memory; more are forgotten until the next flush
 _IDS_PER_LOOK = 4096
 _MOVED_AT_ONCE = 256
+_HOLES_PER_PUT = 32
+_HOLES_AT_ONCE = 1024
+_ALL = 1 << 30
 _ROOM_AFTER_FULL = 64 * _MiB
 
 
@@ -75,9 +76,11 @@ class LmdbChunkStore:
         self._low_water = quota_bytes - min(quota_bytes // 20, _EVICTED_AT_ONCE)
         self._in_use: Callable[[ChunkId], bool] = _nothing_in_use
         self._touched: set[ChunkId] = set()
+        self._given_back: list[Freed] = []
+        self._most_freed = quota_bytes // 50
         self._writer = SegmentWriter(segments, self._change)
         self._most_segments = 2 * quota_bytes // segments.segment_bytes + 8
-        self._lock = threading.Lock()  # this process's writers
+        self._lock = threading.RLock()  # this process's writers
         with self._change() as change:
             self._recover(change)
 
@@ -97,12 +100,21 @@ class LmdbChunkStore:
                 if marker.tells_of_power_loss():
                     _wipe(path, "it was being written when the power went")
                     marker.clear()
-                index = _open_index(path, 2 * quota_bytes + _GiB, None if durable else marker)
                 try:
-                    return cls(path, index, Segments(path, _segment_bytes(quota_bytes)), quota_bytes)
-                except BaseException:
-                    index.environment.close()
-                    raise
+                    return cls._open(path, quota_bytes, None if durable else marker)
+                except IndexDamagedError as exc:
+                    _wipe(path, f"its index is damaged ({exc})")
+                    return cls._open(path, quota_bytes, None if durable else marker)
+
+    @classmethod
+    def _open(cls, path: Path, quota_bytes: int, marker: UnflushedMarker | None) -> Self:
+        # An index is one or two hundredths of the chunks; of single bytes, as large as the quota says it may be.
+        index = ChunkIndex.open(path / "index", map_bytes=2 * quota_bytes + _GiB, marker=marker)
+        try:
+            return cls(path, index, Segments(path, _segment_bytes(quota_bytes)), quota_bytes)
+        except BaseException:
+            index.environment.close()
+            raise
 
     def view(self) -> AbstractContextManager[ChunkView]:
         return LmdbView(self._index, self._segments)
@@ -153,23 +165,21 @@ class LmdbChunkStore:
             self._touched.update(chunks)
 
     def drop(self, chunks: Iterable[ChunkId]) -> int:
-        with self._lock:
-            with self._change() as change:
-                freed = sum(change.remove(chunk) for chunk in chunks)
-            self._return_space()
-            return freed
+        with self._lock, self._change() as change:
+            freed = sum(change.remove(chunk) for chunk in chunks)
+        self._return_space()
+        return freed
 
     def evict(self, target_bytes: int, *, in_use: Callable[[ChunkId], bool]) -> int:
         freed = 0
         while True:
-            with self._lock:
-                with self._change() as change:
-                    change.use(self._take_touched())
-                    step = change.evict(target_bytes, in_use=in_use)
-                self._return_space()
+            with self._lock, self._change() as change:
+                change.use(self._take_touched())
+                step = change.evict(target_bytes, in_use=in_use)
             if not step:
                 return freed
             freed += step
+            self._return_space()
 
     def protect(self, in_use: Callable[[ChunkId], bool]) -> None:
         """What the evictions of ``put_many`` take last."""
@@ -177,13 +187,13 @@ class LmdbChunkStore:
 
     def flush(self) -> None:
         """Record the uses that ``touch`` collected, and give back what could not be yet. Call it now and then."""
-        with self._lock:
-            with self._change() as change:
-                change.use(self._take_touched())
-                has_freed = change.has_freed()
-            if has_freed:
-                self._return_space()
-            self._segments.forget_removed()
+        with self._lock, self._change() as change:
+            change.use(self._take_touched())
+            change.forget_freed(self._take_given_back())
+            is_due = change.freed_count() > 0
+        if is_due:
+            self._return_space()
+        self._segments.forget_removed()
 
     def sync(self) -> None:
         """Make every chunk committed up to now, by whatever process, survive a power loss."""
@@ -268,9 +278,11 @@ class LmdbChunkStore:
                 while change.live_bytes > self._quota:
                     if not change.evict(self._low_water, in_use=self._in_use, never=chunks):
                         break
-                # A power loss may undo the last commit, and must not bring back a chunk whose bytes are gone.
-                self._give_back(change, change.number - 2)
+                change.forget_freed(self._take_given_back())
                 crowded = change.segment_count() > self._most_segments
+                behind = change.freed_bytes > self._most_freed
+        # A power loss may undo the last commit, and must not bring back a chunk whose bytes are gone.
+        self._give_back(change.durable, _ALL if behind else _HOLES_PER_PUT)
         if crowded:
             self._compact()
         return added
@@ -309,23 +321,31 @@ class LmdbChunkStore:
         return freed
 
     def _return_space(self) -> None:
-        """Punch what was freed so far. Only what is flushed: a power loss must not bring a punched chunk back."""
+        """Give back all that was freed so far. Only what is flushed: see ``_put``."""
         with self._translated():
             durable = self._index.flush()
-            with self._change() as change:
-                self._give_back(change, durable)
+            while self._give_back(durable, _HOLES_AT_ONCE):
+                with self._lock, self._change() as change:
+                    change.forget_freed(self._take_given_back())
 
-    def _give_back(self, change: Change, durable: int) -> None:
-        oldest = self._index.oldest_reader()
-        ready = durable if oldest is None else min(durable, oldest)
-        holes: dict[int, list[tuple[int, int]]] = {}
-        for number, start, end in change.take_freed(ready):
-            holes.setdefault(number, []).append((start, end))
-        for number, ranges in holes.items():
-            if any(end == WHOLE_FILE for _, end in ranges):
-                self._segments.remove(number)
-            else:
-                self._segments.free(number, ranges)
+    def _give_back(self, durable: int, limit: int) -> int:
+        """Holding no transaction: a hole takes 40 us, but milliseconds where the disk is busy."""
+        with self._translated():
+            ready = self._index.ready_to_give_back(durable, limit)
+            holes: dict[int, list[tuple[int, int]]] = {}
+            for freed in ready:
+                holes.setdefault(freed.segment, []).append((freed.start, freed.end))
+            for number, ranges in holes.items():
+                if any(end == WHOLE_FILE for _, end in ranges):
+                    self._segments.remove(number)
+                else:
+                    self._segments.free(number, ranges)
+        self._given_back.extend(ready)  # until a commit forgets them; given back twice does no harm
+        return len(ready)
+
+    def _take_given_back(self) -> list[Freed]:
+        taken, self._given_back = self._given_back, []
+        return taken
 
     def _recover(self, change: Change) -> None:
         """Forget what a power loss may have taken, and give back what killed processes wrote and did not commit."""
@@ -338,16 +358,6 @@ class LmdbChunkStore:
                         change.remove(place.chunk)
             change.set_boot(boot)
         self._segments.sweep({number: segment.end for number, segment in known.items() if not segment.is_sealed}, known)
-
-
-def _open_index(path: Path, map_bytes: int, marker: UnflushedMarker | None) -> ChunkIndex:
-    try:
-        return ChunkIndex.open(path / "index", map_bytes=map_bytes, marker=marker)
-    except CacheError as exc:
-        if not isinstance(exc.__cause__, lmdb.InvalidError | lmdb.CorruptedError | lmdb.PageNotFoundError):
-            raise
-        _wipe(path, f"its index is damaged ({exc})")
-        return ChunkIndex.open(path / "index", map_bytes=map_bytes, marker=marker)
 
 
 def _wipe(path: Path, reason: str) -> None:

@@ -31,7 +31,8 @@ together. All that is known of them stands in the index, in these databases:
 the file system when no reader is older than the transaction; end 2**64-1 means the file itself.
 
 ``meta``: ``format`` → version of all this (u32); ``boot`` → id of the boot in which it was last written;
-``accounts`` → bytes that count towards the quota, chunks, next segment number, last tick (four u64).
+``accounts`` → bytes that count towards the quota, chunks, next segment number, last tick, bytes freed and not
+yet given back (five u64).
 
 A store of a newer format is refused; a single entry of a newer version counts as missing.
 """
@@ -42,7 +43,7 @@ import struct
 from typing import NamedTuple
 
 from fastpull.cache.digest import ChunkId
-from fastpull.cache.errors import ChunkCorruptError, StoreVersionError
+from fastpull.cache.errors import ChunkCorruptError, IndexDamagedError, StoreVersionError
 from fastpull.cache.frames import MAX_CHUNK_BYTES
 from fastpull.cache.store import Encoding
 
@@ -60,7 +61,7 @@ FREED_KEY = struct.Struct(">QI")
 FREED = struct.Struct("<IQQ")
 WHOLE_FILE = 2**64 - 1
 _SEGMENT = struct.Struct("<QQQB")
-_ACCOUNTS = struct.Struct("<4Q")
+_ACCOUNTS = struct.Struct("<5Q")
 _FORMAT = struct.Struct("<I")
 
 ENCODINGS = (Encoding.RAW, Encoding.ZSTD)
@@ -90,6 +91,7 @@ class Accounts(NamedTuple):
     chunks: int = 0
     next_segment: int = 1
     last_tick: int = 0
+    freed_bytes: int = 0
 
 
 def footprint(length: int) -> int:
@@ -119,6 +121,8 @@ def pack_segment(segment: Segment) -> bytes:
 
 
 def unpack_segment(data: bytes) -> Segment:
+    if len(data) != _SEGMENT.size:
+        raise IndexDamagedError(f"a segment of {len(data)} bytes instead of {_SEGMENT.size}")
     end, live_bytes, synced, is_sealed = _SEGMENT.unpack(data)
     return Segment(end, live_bytes, synced, bool(is_sealed))
 
@@ -128,7 +132,11 @@ def pack_accounts(accounts: Accounts) -> bytes:
 
 
 def unpack_accounts(data: bytes | None) -> Accounts:
-    return Accounts() if data is None else Accounts(*_ACCOUNTS.unpack(data))
+    if data is None:
+        return Accounts()
+    if len(data) != _ACCOUNTS.size:
+        raise IndexDamagedError(f"accounts of {len(data)} bytes instead of {_ACCOUNTS.size}")
+    return Accounts(*_ACCOUNTS.unpack(data))
 
 
 def pack_format() -> bytes:

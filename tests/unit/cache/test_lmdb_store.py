@@ -60,6 +60,22 @@ def test_rotten_bytes_are_found_dropped_and_put_again(tmp_path: Path) -> None:
     store.close()
 
 
+def test_rotten_accounts_start_an_empty_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without them no quota can be kept."""
+    store = open_store(tmp_path)
+    store.put_many([raw(1)])
+    store.close()
+    change_index(tmp_path, "meta", b"accounts", lambda data: data[:5])
+
+    with caplog.at_level(logging.WARNING):
+        store = open_store(tmp_path)
+    assert "empty store" in caplog.text
+    assert store.stats().chunks == 0
+    store.put_many([raw(1)])
+    assert store.get(NAME) == STORED
+    store.close()
+
+
 @pytest.mark.parametrize(
     "change",
     [

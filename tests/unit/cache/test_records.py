@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fastpull.cache import records
 from fastpull.cache.digest import ChunkId
-from fastpull.cache.errors import ChunkCorruptError, StoreVersionError
+from fastpull.cache.errors import ChunkCorruptError, IndexDamagedError, StoreVersionError
 from fastpull.cache.frames import MAX_CHUNK_BYTES
 from fastpull.cache.records import Accounts, Entry, Segment
 from fastpull.cache.store import Encoding
@@ -55,12 +55,20 @@ def test_an_entry_of_a_newer_version_counts_as_missing() -> None:
     assert records.unpack_entry(NAME, b"\x02" + bytes(99)) is None
 
 
-@given(st.builds(Segment, u64, u64, u64, st.booleans()), st.builds(Accounts, u64, u64, u64, u64))
+@given(st.builds(Segment, u64, u64, u64, st.booleans()), st.builds(Accounts, u64, u64, u64, u64, u64))
 def test_segments_and_accounts_survive_the_disk(segment: Segment, accounts: Accounts) -> None:
     """And no accounts at all are those of an empty store."""
     assert segment == records.unpack_segment(records.pack_segment(segment))
     assert accounts == records.unpack_accounts(records.pack_accounts(accounts))
     assert Accounts() == records.unpack_accounts(None)
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", bytes(24), bytes(64)])
+def test_an_index_of_another_shape_is_said_to_be_damaged(data: bytes) -> None:
+    """It is not read as something else."""
+    for unpack in (records.unpack_segment, records.unpack_accounts):
+        with pytest.raises(IndexDamagedError):
+            unpack(data)
 
 
 @pytest.mark.parametrize("found", [b"\x02\0\0\0", b"\xff\xff\xff\xff", b"", b"junk and more"])

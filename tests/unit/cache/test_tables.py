@@ -84,15 +84,17 @@ def test_items_and_keys_are_those_of_the_prefix_in_order(database: Database, man
     assert list(manifests.items("d")) == []
 
 
-def test_items_can_be_deleted_while_they_are_read(manifests: Table[Manifest]) -> None:
+def test_items_can_be_deleted_while_they_are_read(database: Database, manifests: Table[Manifest]) -> None:
     """No transaction is open between two items."""
-    for number in range(300):
-        manifests.put(f"{number:04}", ONE)
+    with database.write():
+        for number in range(300):
+            manifests.put(f"{number:04}", ONE)
     for number, (key, _) in enumerate(manifests.items()):
         assert key == f"{number:04}"
-        manifests.delete(key)
+        if number % 10 == 0:
+            manifests.delete(key)
 
-    assert manifests.count() == 0
+    assert manifests.count() == 270
 
 
 def test_a_write_happens_as_a_whole_or_not_at_all(database: Database, manifests: Table[Manifest]) -> None:
@@ -291,7 +293,7 @@ from fastpull.cache.tables import Database
 
 database = Database.open(Path(sys.argv[1]), tables=["counters"])
 counters = database.table("counters", int)
-for _ in range(100):
+for _ in range(40):
     with database.write():
         counters.put("n", (counters.get("n") or 0) + 1)
 """
@@ -303,5 +305,5 @@ def test_processes_share_a_database(tmp_path: Path) -> None:
     assert [worker.wait(120) for worker in workers] == [0, 0, 0]
 
     database = Database.open(tmp_path, tables=["counters"])
-    assert database.table("counters", int).get("n") == 300
+    assert database.table("counters", int).get("n") == 120
     database.close()
