@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -97,6 +97,7 @@ class Chains:
         self._tasks = tasks
         self._devices: dict[Digest, ChainDevice] = {}
         self._mounted: dict[Digest, Path] = {}
+        self._followed: set[Digest] = set()  # whose start is prefetched and traced
         self._damaged: set[Digest] = set()  # files on disk, wanted
         self._broken: set[Digest] = set()  # mounted on a FUSE mount that is gone
         self._locks: dict[Digest, tuple[asyncio.Lock, int]] = {}
@@ -139,15 +140,18 @@ class Chains:
 
     # -- mounting ------------------------------------------------------------------------------------
 
-    async def mount(self, chain_id: Digest, user: str = CONTAINERD) -> Path:
+    async def mount(self, chain_id: Digest, user: str = CONTAINERD, *, follow: bool = True) -> Path:
         """Mount the chain for ``user`` and return its root. Idempotent; concurrent calls share the work.
 
-        Raise ``ChainError``, or ``ProxyError`` when its files are not here and no proxy can be asked.
+        ``follow``: a container starts from it, so fetch ahead along its plan and trace the start, once for
+        each mount; without, it is a look that should neither cost nor teach anything. Raise ``ChainError``,
+        or ``ProxyError`` when its files are not here and no proxy can be asked.
         """
         async with self._alone(chain_id):
             record = await asyncio.to_thread(self._files.record, chain_id)
             if chain_id in self._mounted and record is not None:
                 await self._set_users(chain_id, record, {*record.users, user})
+                self._follow(chain_id, follow=follow)
                 return self._mounted[chain_id]
             if record is None or chain_id not in self._devices:
                 opened = await self._open_or_fetch(chain_id)
@@ -161,9 +165,7 @@ class Chains:
                 if not record.users:
                     self._forget_device(chain_id)
                 raise
-            device = self._devices[chain_id]
-            self._tracer.start(device)
-            self._prefetcher.start(device)
+            self._follow(chain_id, follow=follow)
             return self._mounted[chain_id]
 
     async def unmount(self, chain_id: Digest, user: str = CONTAINERD) -> None:
@@ -224,7 +226,9 @@ class Chains:
             await self._unmount(chain)
         elif chain not in self._mounted:
             await self._mount_device(chain)
-            self._prefetcher.start(device)
+            if CONTAINERD in self.users(chain):
+                self._followed.add(chain)  # its start was traced, or is lost
+                self._prefetcher.start(device)
 
     async def suspend(self) -> None:
         """Unmount everything, and keep files and records: the next ``restore`` mounts it again.
@@ -233,8 +237,7 @@ class Chains:
         """
         for chain in list(self._mounted):
             async with self._alone(chain):
-                self._prefetcher.stop(chain)
-                self._tracer.stop(chain)
+                self._unfollow(chain)
                 await self._unmount_kernel(chain)
                 self._forget_device(chain)
 
@@ -248,7 +251,6 @@ class Chains:
             self._add_device(chain, opened.map)
             await self._unmount_kernel(chain, lazy=True)  # who has files open keeps the old tree
             await self._mount_device(chain)
-            self._prefetcher.start(self._devices[chain])
 
     # -- inside --------------------------------------------------------------------------------------
 
@@ -274,7 +276,8 @@ class Chains:
             self._download(chain, "bootstrap", BOOTSTRAP, state.bootstrap_digest, state.bootstrap_bytes),
             self._download(chain, "chunkmap", CHUNK_MAP, state.chunk_map_digest, state.chunk_map_bytes),
         )
-        await asyncio.to_thread(self._files.write_record, chain, Record(state=state))
+        with _disk_errors(chain):
+            await asyncio.to_thread(self._files.write_record, chain, Record(state=state))
         return await asyncio.to_thread(self._files.open, chain)
 
     async def _download(self, chain: Digest, which: Artifact, name: str, digest: str, size: int) -> None:
@@ -282,14 +285,11 @@ class Chains:
             # Incompressible bytes grow a little under zstd.
             encoding, raw = await self._client.artifact(chain, which, size + size // 64 + 4096)
             try:
-                await asyncio.to_thread(self._files.store, chain, name, encoding, raw, digest, size)
+                with _disk_errors(chain):
+                    await asyncio.to_thread(self._files.store, chain, name, encoding, raw, digest, size)
             except ChainDamagedError:
                 if not left:
                     raise
-            except OSError as exc:
-                raise ChainError(
-                    chain, f"its {name} can not be written: {exc}", remedy="make room on the disk of `root`"
-                ) from exc
             else:
                 return
 
@@ -311,11 +311,11 @@ class Chains:
         self._mounted[chain] = target
 
     async def _unmount(self, chain: Digest) -> None:
-        self._prefetcher.stop(chain)
-        self._tracer.stop(chain)
+        self._unfollow(chain)
         await self._unmount_kernel(chain, lazy=chain in self._broken)
         self._forget_device(chain)
-        await asyncio.to_thread(self._files.remove, chain)
+        with _disk_errors(chain):
+            await asyncio.to_thread(self._files.remove, chain)
 
     async def _unmount_kernel(self, chain: Digest, *, lazy: bool = False) -> None:
         try:
@@ -323,6 +323,20 @@ class Chains:
         except DriverError as exc:
             raise ChainMountError(chain, str(exc), remedy=exc.remedy) from exc
         self._mounted.pop(chain, None)
+
+    def _follow(self, chain: Digest, *, follow: bool) -> None:
+        if not follow or chain in self._followed:
+            return
+        self._followed.add(chain)
+        device = self._devices[chain]
+        device.forget_touches()  # those of a look before
+        self._tracer.start(device)
+        self._prefetcher.start(device)
+
+    def _unfollow(self, chain: Digest) -> None:
+        self._followed.discard(chain)
+        self._prefetcher.stop(chain)
+        self._tracer.stop(chain)
 
     def _forget_device(self, chain: Digest) -> None:
         if self._devices.pop(chain, None) is not None:
@@ -332,7 +346,8 @@ class Chains:
         if set(record.users) == users:
             return record
         changed = Record(state=record.state, users=tuple(sorted(users)))
-        await asyncio.to_thread(self._files.write_record, chain, changed)
+        with _disk_errors(chain):
+            await asyncio.to_thread(self._files.write_record, chain, changed)
         return changed
 
     @asynccontextmanager
@@ -348,3 +363,13 @@ class Chains:
                 self._locks[chain] = lock, users - 1
             else:
                 del self._locks[chain]
+
+
+@contextmanager
+def _disk_errors(chain: Digest) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise ChainError(
+            chain, f"its files can not be changed: {exc}", remedy="look at the disk that holds `root`: is it full?"
+        ) from exc

@@ -81,7 +81,7 @@ class Control:
 
     async def _mount(self, request: web.Request) -> web.Response:
         wanted = await _body(request, MountRequest)
-        path = await self._node.chains.mount(Digest.parse(wanted.chain_id), wanted.user)
+        path = await self._node.chains.mount(Digest.parse(wanted.chain_id), wanted.user, follow=wanted.start)
         return _json(MountAnswer(path=str(path)))
 
     async def _release(self, request: web.Request) -> web.Response:

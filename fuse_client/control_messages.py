@@ -11,6 +11,7 @@ FEATURES_FILE = "kernel.json"  # ``KernelFeatures``, found out by the first daem
 class MountRequest(msgspec.Struct, frozen=True, kw_only=True):
     chain_id: str
     user: str  # who wants it, for example "dir:/mnt"
+    start: bool = False  # something starts from it: fetch ahead, and trace
 
 
 class MountAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,6 @@ from fastpull.cache.writer import Writer
 from fastpull.config.node import NodeSettings
 from fastpull.fuse_client.chain_files import ChainFiles
 from fastpull.fuse_client.chains import Chains
-from fastpull.fuse_client.control import Control, metrics_listener
 from fastpull.fuse_client.control_messages import FEATURES_FILE
 from fastpull.fuse_client.device import ChainDevice
 from fastpull.fuse_client.drivers.erofs import ErofsDriver
@@ -57,6 +56,8 @@ async def open_node(settings: NodeSettings, *, snapshotter: bool = True) -> Asyn
     ``CacheError`` or ``ConfigError``.
     """
     settings.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+    # As the kernel lists its mounts: without symbolic links.
+    settings = msgspec.structs.replace(settings, root=settings.root.resolve(), run_dir=settings.run_dir.resolve())
     async with contextlib.AsyncExitStack() as stack:
         find = functools.partial(find_keeper, environ=os.environ)
         mount = await asyncio.to_thread(DevicesMount.open, settings.run_dir, find)
@@ -74,8 +75,8 @@ async def open_node(settings: NodeSettings, *, snapshotter: bool = True) -> Asyn
 
         counters = FetchCounters()
         keeper = Keeper(store, writer, tasks, counters)
-        stack.push_async_callback(keeper.flush)
         stack.push_async_callback(tasks.aclose)
+        stack.push_async_callback(keeper.flush)
         queue = FetchQueue(limits(settings))
         retry_seconds = settings.fetch.retry_seconds
         fetcher = Fetcher(client, keeper, queue, tasks, threads, counters, retry_seconds=retry_seconds)
@@ -165,6 +166,9 @@ async def serve(
         loop.add_signal_handler(number, stopping.set)
     async with contextlib.AsyncExitStack() as stack:
         node = await stack.enter_async_context(open_node(settings, snapshotter=snapshotter))
+        # Readers of what is mounted have their answers; what only the others need is imported now (200 ms).
+        from fastpull.fuse_client.control import Control, metrics_listener
+
         if node.snapshotter_socket is not None:
             await stack.enter_async_context(_snapshots(node, node.snapshotter_socket))
         control = Control(node, stopping.set)
@@ -175,15 +179,19 @@ async def serve(
         # containerd gets its answers from here on; what is still to be mounted follows.
         sd_notify("READY=1")
         ready()
-        await node.chains.restore()
-        node.session.settle()
-        log.info("ready: %d chains mounted, driver %s", len(node.chains.mounted()), node.driver_name)
+        _ = node.tasks.spawn(_restore(node), name="restore")
         reason = await _until_stopped(node, stopping)
         sd_notify("STOPPING=1")
         if control.unmount_at_end:
             await _unmount_everything(node)
     if reason is not None:
         raise DaemonError(f"the FUSE mount is gone: {reason}", remedy="start the daemon anew")
+
+
+async def _restore(node: Node) -> None:
+    await node.chains.restore()
+    node.session.settle()
+    log.info("%d chains are mounted, driver %s", len(node.chains.mounted()), node.driver_name)
 
 
 async def _until_stopped(node: Node, stopping: asyncio.Event) -> str | None:

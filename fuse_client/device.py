@@ -31,6 +31,7 @@ _SEEN = _VERIFIED | _IN_USE | _TOUCHED
 _NEVER = 255  # no state equals it: every read looks
 
 _DROP_IN_USE = bytes(value & ~_IN_USE for value in range(256))
+_DROP_TOUCHED = bytes(value & ~_TOUCHED for value in range(256))
 
 
 class Observer(Protocol):
@@ -223,6 +224,10 @@ class ChainDevice:
         used = [self.map.id_at(index) for index, state in enumerate(self._state) if state & _IN_USE]
         self._state[:] = self._state.translate(_DROP_IN_USE)
         return used
+
+    def forget_touches(self) -> None:
+        """Report every chunk to the observer again at its next use."""
+        self._state[:] = self._state.translate(_DROP_TOUCHED)
 
     def needs(self, chunk: ChunkId) -> bool:
         """Whether a reader of this device has used the chunk: it is evicted last."""

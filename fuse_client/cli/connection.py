@@ -56,8 +56,9 @@ class DaemonConnection:
     def status(self, *, local: bool = False) -> NodeStatus:
         return self._ask("GET", f"/status?local={int(local)}", None, NodeStatus)
 
-    def mount(self, chain_id: str, user: str) -> Path:
-        answer = self._ask("POST", "/mount", MountRequest(chain_id=chain_id, user=user), MountAnswer)
+    def mount(self, chain_id: str, user: str, *, start: bool = False) -> Path:
+        request = MountRequest(chain_id=chain_id, user=user, start=start)
+        answer = self._ask("POST", "/mount", request, MountAnswer)
         return Path(answer.path)
 
     def release(self, chain_id: str, user: str) -> None:

@@ -23,7 +23,9 @@ _MS_REMOUNT = MountFlag(32)
 _MS_BIND = MountFlag(4096)
 
 
-def mount(settings: NodeSettings, image: str, platform: str, directory: Path, *, config: Path | None) -> int:
+def mount(
+    settings: NodeSettings, image: str, platform: str, directory: Path, *, start: bool, config: Path | None
+) -> int:
     """Run the command; return the exit code. Nothing stays mounted or running after a failure."""
     _need_root("mount")
     target = directory.absolute()
@@ -40,7 +42,7 @@ def mount(settings: NodeSettings, image: str, platform: str, directory: Path, *,
             private.start(config)
             daemon = private.connection
         user = user_of(target)
-        path = daemon.mount(chain, user)
+        path = daemon.mount(chain, user, start=start)
         undo.callback(_quietly, lambda: daemon.release(chain, user))
         # The bind is made here and not by the daemon, so that it appears where the caller looks.
         mount_(path, target, "", _MS_BIND)

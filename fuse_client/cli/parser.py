@@ -80,6 +80,11 @@ def build_parser() -> Parser:
     mount = _command(commands, "mount", "mount an image on a directory", _MOUNT)
     mount.add_argument("image", metavar="IMAGE")
     mount.add_argument("directory", type=Path, metavar="DIR")
+    mount.add_argument(
+        "--start",
+        action="store_true",
+        help="as for a container: fetch ahead what earlier starts needed, and let this one be learned from",
+    )
     _platform(mount)
     _settings(mount)
 

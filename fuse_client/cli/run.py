@@ -60,7 +60,14 @@ def _dispatch(options: argparse.Namespace, settings: NodeSettings) -> int:
         case "mount":
             from fastpull.fuse_client.cli.mount import mount
 
-            return mount(settings, options.image, options.platform, options.directory, config=options.config)
+            return mount(
+                settings,
+                options.image,
+                options.platform,
+                options.directory,
+                start=options.start,
+                config=options.config,
+            )
         case "umount":
             from fastpull.fuse_client.cli.mount import umount
 

@@ -86,8 +86,8 @@ def sums(path: Path) -> str:
     return run("sh", "-c", "find . -type f | LC_ALL=C sort | xargs sha256sum", cwd=path, seconds=120)
 
 
-def mount(node: Node, root: Path) -> Path:
-    node.command("mount", "demo:1", root / "mnt")
+def mount(node: Node, root: Path, *options: str) -> Path:
+    node.command("mount", *options, "demo:1", root / "mnt")
     return root / "mnt"
 
 
@@ -158,6 +158,7 @@ def test_a_stop_unmounts_and_a_start_mounts_again(image: Image, root: Path, node
     node.command("stop")
     assert mount_points_below(node.root) == []
     until(lambda: not node._leftovers(), "daemon and holder have ended")
+    node.process.wait()
     run("umount", path)  # the bind, which is not the daemon's
 
     node.start()
@@ -169,7 +170,7 @@ def test_a_stop_unmounts_and_a_start_mounts_again(image: Image, root: Path, node
 
 def test_a_start_is_traced_and_the_next_one_is_prefetched(image: Image, root: Path, node: Node) -> None:
     """The trace names what was read in its order; a plan of it is fetched before anybody reads."""
-    path = mount(node, root)
+    path = mount(node, root, "--start")
     wanted = ["lib/m010.py", "big", "lib/m100.py"]
     for name in wanted:
         run("cat", path / name)
@@ -180,11 +181,12 @@ def test_a_start_is_traced_and_the_next_one_is_prefetched(image: Image, root: Pa
     node.command("stop")
     shutil.rmtree(node.data)
     until(lambda: not node._leftovers(), "daemon and holder have ended")
+    node.process.wait()
 
     image.proxy.plans[str(image.chain)] = Plan(chain_id=str(image.chain), chunks=trace.chunks, starts=1)
     image.proxy.requests.clear()
     node.start()
-    path = mount(node, root)
+    path = mount(node, root, "--start")
     until(lambda: sum(map(len, image.proxy.requests)) >= len(trace.chunks), "the plan is fetched")
     until(lambda: node.status()["chains"][0]["local_chunks"] == len(trace.chunks), "the plan is here")
     assert [chunk.hex() for chunks in image.proxy.requests for chunk in chunks][:5] == list(trace.chunks[:5])

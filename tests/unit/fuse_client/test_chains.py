@@ -166,6 +166,16 @@ async def test_a_mount_brings_the_tree_and_follows_its_start(world: World) -> No
         assert node.chains.mounted() == {world.chain: path}
 
 
+async def test_a_look_neither_fetches_ahead_nor_teaches(world: World) -> None:
+    """Only a start is followed, once for each mount, and not with what a look had touched before."""
+    async with world.daemon() as node:
+        await node.chains.mount(world.chain, "dir:/x", follow=False)
+        assert (node.prefetcher.following, node.tracer.following) == ([], [])
+        await node.chains.mount(world.chain)
+        await node.chains.mount(world.chain)
+        assert (node.prefetcher.following, node.tracer.following) == ([world.chain], [world.chain])
+
+
 async def test_mounting_is_done_once_for_all_who_ask(world: World) -> None:
     """Twenty containers at one moment cost one download and one mount."""
     async with world.daemon() as node:
@@ -202,6 +212,7 @@ async def test_what_is_on_the_disk_needs_no_proxy(world: World) -> None:
     async with world.daemon() as node:
         assert list(node.session.devices) == [world.chain.hex], "devices are there before anything is answered"
         await node.chains.restore()
+        assert (node.prefetcher.following, node.tracer.following) == ([world.chain], []), "the start is long over"
         assert await node.chains.state(world.chain, 0.0) == before
         await node.chains.mount(world.chain)
         assert node.chains.mounted() == {world.chain: node.chains.path_of(world.chain)}
