@@ -11,7 +11,9 @@ from fastpull.config.units import ByteSize, GiB, MiB
 
 class SnapshotterSettings(Settings, frozen=True, kw_only=True):
     socket: Path = Path("/run/fastpull/snapshotter.sock")
-    prepare_wait_seconds: float = 10.0  # how long a pull waits for an image that is being indexed
+    # How long a pull waits for an image that is being indexed. Long, because the other way, an ordinary pull, begins
+    # at zero and takes longer than the rest of the index; an index that fails ends the wait at once.
+    prepare_wait_seconds: float = 600.0
 
 
 class NodeCacheSettings(Settings, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -63,6 +64,10 @@ class Follower(Protocol):
     def stop(self, chain: Digest) -> None: ...
 
 
+# A question that waits is asked anew so often: a proxy that died meanwhile is noticed.
+ROUND_SECONDS = 20.0
+
+
 class Chains:
     """Mounts chains at ``<root>/chains/<hex>/rootfs`` for those who use them, and keeps them mounted over restarts.
 
@@ -112,8 +117,13 @@ class Chains:
         record = await asyncio.to_thread(self._files.record, chain_id)
         if record is not None:
             return record.state
+        deadline = time.monotonic() + wait_seconds
         try:
-            return await self._client.chain_state(chain_id, wait_seconds)
+            while True:
+                left = max(0.0, deadline - time.monotonic())
+                state = await self._client.chain_state(chain_id, min(left, ROUND_SECONDS), build=False)
+                if state.state != "indexing" or left <= ROUND_SECONDS:
+                    return state
         except ProxyError as exc:
             log.warning("chain %s: %s", chain_id, exc)
             return ChainState(chain_id=str(chain_id), state="unknown", error=str(exc))

@@ -51,13 +51,16 @@ class ProxyClient:
     def endpoints(self) -> Endpoints:
         return self.transport.endpoints
 
-    async def chain_state(self, chain: Digest, wait_seconds: float = 0.0) -> ChainState:
-        """What the proxy knows; it may wait so long for a chain that it is indexing."""
+    async def chain_state(self, chain: Digest, wait_seconds: float = 0.0, *, build: bool = True) -> ChainState:
+        """What the proxy knows; it may wait so long for a chain that it is indexing.
+
+        Without ``build`` a chain is ready when its layers are indexed, and nothing is built for the question.
+        """
         return await self._ask(
             "GET",
             f"/v1/chains/{chain}",
             ChainState,
-            params={"wait": f"{wait_seconds:g}"},
+            params={"wait": f"{wait_seconds:g}", "build": str(int(build))},
             read_seconds=wait_seconds + WAIT_MARGIN_SECONDS,
         )
 
