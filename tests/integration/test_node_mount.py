@@ -28,6 +28,7 @@ from fastpull.cache.wire import Plan
 pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
+    pytest.mark.timeout(600),  # some thirty processes one after another
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 ]
 
@@ -72,8 +73,7 @@ def root() -> Iterator[Path]:
 
 @pytest.fixture
 def node(image: Image, root: Path) -> Iterator[Node]:
-    settings = "[trace]\nsettle_seconds = 0.5\n"
-    with Node(root / "n", [image.proxy.url], extra_settings=settings) as node:
+    with Node(root / "n", [image.proxy.url], extra_settings="[trace]\nsettle_seconds = 3600\n") as node:
         yield node
 
 
@@ -91,6 +91,16 @@ def mount(node: Node, root: Path, *options: str) -> Path:
     return root / "mnt"
 
 
+def until_local(node: Node) -> None:
+    """Chunks are stored behind the backs of their readers: wait until all are."""
+
+    def all_local() -> bool:
+        (chain,) = node.status()["chains"]
+        return bool(chain["local_chunks"] == chain["chunks"])
+
+    until(all_local, "everything is in the node cache", every=0.5)
+
+
 def test_a_mounted_image_reads_as_it_was_built(image: Image, node: Node, root: Path) -> None:
     """Every byte through EROFS, FUSE and the proxy; then once more with the proxy unreachable."""
     path = mount(node, root)
@@ -98,10 +108,11 @@ def test_a_mounted_image_reads_as_it_was_built(image: Image, node: Node, root: P
     assert os.readlink(path / "usr") == "lib"
     assert set(image.proxy.asked.values()) == {1}, "no chunk is fetched twice"
 
+    until_local(node)
     status = node.status()
     (chain,) = status["chains"]
     assert chain["chain_id"] == str(image.chain)
-    assert chain["local_chunks"] == chain["chunks"] == len(image.proxy.asked)
+    assert chain["chunks"] == len(image.proxy.asked)
     assert chain["local_bytes"] == chain["content_bytes"]
     assert chain["users"] == [f"dir:{path}"]
     assert (status["driver"], status["holder_is_up"]) == ("erofs", True)
@@ -145,6 +156,7 @@ def test_a_restart_needs_no_proxy(image: Image, root: Path, node: Node) -> None:
     """What is mounted and local goes on while the proxy is away."""
     path = mount(node, root)
     assert sums(path) == image.sums()
+    until_local(node)
     node.config.write_text(node.config.read_text().replace(image.proxy.url, "http://127.0.0.1:9"))
     node.restart()
 
@@ -174,10 +186,10 @@ def test_a_start_is_traced_and_the_next_one_is_prefetched(image: Image, root: Pa
     wanted = ["lib/m010.py", "big", "lib/m100.py"]
     for name in wanted:
         run("cat", path / name)
+    node.command("umount", path)  # on a slow machine a start is over sooner than a test is done with it
     until(lambda: image.proxy.traces, "the trace arrives")
     trace = image.proxy.traces[0]
-    assert (trace.chain_id, trace.ended_by) == (str(image.chain), "settled")
-    node.command("umount", path)
+    assert (trace.chain_id, trace.ended_by) == (str(image.chain), "unmount")
     node.command("stop")
     shutil.rmtree(node.data)
     until(lambda: not node._leftovers(), "daemon and holder have ended")
