@@ -21,7 +21,7 @@ _new_tuple = tuple.__new__
 class LmdbView:
     """A read transaction. ``get`` copies nothing; its buffers are valid until the ``with`` block ends.
 
-    1.8 us for a chunk, and 1.1 to open and close the view. A buffer is a slice of a mapped file: where the disk
+    1.8 us for a chunk, and 1.1 us to open and close the view. A buffer is a slice of a mapped file: where the disk
     fails, system calls that read it (``writev``) fail with ``EFAULT``, but touching it kills the process.
     """
 
@@ -61,8 +61,8 @@ class LmdbView:
     def get_many(self, chunks: Sequence[ChunkId]) -> list[StoredChunk | None]:
         """``get`` for each, after what lies together and is not in the page cache was read in large reads.
 
-        Blocks for the disk, without the GIL. A MiB of 64 KiB chunks that is not cached costs one read instead
-        of sixteen times the kernel's wait for a page fault.
+        Blocks for the disk, without the GIL. Cold, 64 KiB chunks in order, 1 MiB at a time, on a busy machine whose
+        disk gives 2.1 GB/s: reads of the segment took 0.9 to 2.0 GB/s, page faults alone 0.6 to 1.3.
         """
         spans: list[list[int]] = []
         last = -1

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Self
 
-from fastpull.cache.chunk_index import Change
 from fastpull.cache.digest import ChunkId
+from fastpull.cache.index_change import Change
 from fastpull.cache.records import Entry
 from fastpull.cache.segments import Appender, Segments
 from fastpull.cache.store import StoredChunk

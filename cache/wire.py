@@ -83,14 +83,12 @@ class WarmState(Message, frozen=True, kw_only=True):
     remedy: str = ""
 
 
-class TouchedRange(Message, frozen=True, kw_only=True, array_like=True):
-    """One first touch of the device by a reader."""
+class ChainLayers(Message, frozen=True, kw_only=True):
+    """``GET /v1/chains/{chainID}/layers``: which layer brought what stands on the device."""
 
-    offset: int
-    length: int
-    at_ms: int  # since the mount
-    waited_us: int
-    cause: Literal["local", "fetch", "queue", "inflate", "disk"] = "local"
+    chain_id: str
+    diff_ids: tuple[str, ...]  # lowest first
+    of_places: bytes  # u16 little-endian for each place of the chunk map: number of the lowest layer with that chunk
 
 
 class Trace(Message, frozen=True, kw_only=True):

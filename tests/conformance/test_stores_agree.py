@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from fastpull.cache.chunk_index import USE_GRAIN_SECONDS
 from fastpull.cache.digest import ChunkId
+from fastpull.cache.index_change import USE_GRAIN_SECONDS
 
 QUOTA = 60_000
 CHUNKS = [packed(number, 200 + 700 * number) for number in range(24)]
