@@ -1,7 +1,7 @@
 """The index of the chunk store: what is where, what was used when, what can be given back.
 
-Everything in it changes in one LMDB transaction (``index_change.py``), accounts included, so a process that is killed at
-any point leaves an index that is right. Bytes on disk: ``records.py``.
+Everything in it changes in one LMDB transaction (``index_change.py``), accounts included, so a process that is
+killed at any point leaves an index that is right. Bytes on disk: ``records.py``.
 """
 
 from __future__ import annotations
