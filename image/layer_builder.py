@@ -43,6 +43,7 @@ _TIME_BITS = range(-(2**63), 2**63)
 _MAX_NAME = 255  # of one component, in every file system that matters
 _MAX_XATTR_NAME = 255
 _MAX_XATTR_BYTES = 65536
+MAX_METADATA_BYTES = 512 << 20  # paths, link targets and xattrs of a layer; they are held in memory
 
 Keep = Callable[[ChunkId, Buffer], None]
 """Takes a chunk's id and its content, which may be a view that keeps a larger buffer alive."""
@@ -89,6 +90,7 @@ class _Builder:
     def __init__(self, keep: Keep, limits: LayerLimits) -> None:
         self.entries: list[Entry] = []
         self.content_bytes = 0
+        self.metadata_bytes = 0
         self.file: TarHeader | None = None
         self.missing = 0
         self.chunks: bytearray | None = None  # of a file that comes in several parts
@@ -103,6 +105,9 @@ class _Builder:
         name = path[path.rfind(b"/") + 1 :]
         if len(self.entries) >= self._limits.max_entries:
             raise LimitExceededError(f"more than {self._limits.max_entries} entries; see ingest.max_entries")
+        self.metadata_bytes += len(path) + len(header.link) + sum(len(value) for _, value in header.xattrs)
+        if self.metadata_bytes > MAX_METADATA_BYTES:
+            raise LimitExceededError(f"names and xattrs of more than {MAX_METADATA_BYTES} bytes")
         self._path = path
         if name.startswith(_WHITEOUT):
             self._whiteout(path, name, header)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpull.cache.digest import ChunkId, chunk_id
+from fastpull.image import layer_builder
 from fastpull.image.errors import ImageError, LayerFormatError, LimitExceededError, UnsafeEntryError
 from fastpull.image.layer_builder import LayerContent, clean, read_layer
 from fastpull.image.layer_index import Entry, EntryType
@@ -201,6 +202,15 @@ def test_limits_hold() -> None:
     short = LayerLimits(max_entries=2, max_path_bytes=10, max_bytes=1 << 20)
     with pytest.raises(LimitExceededError, match="max_path_bytes"):
         read(member(b"a" * 11) + END, short)
+
+
+def test_metadata_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries are held in memory; a few compressed bytes can hold gigabytes of xattrs."""
+    monkeypatch.setattr(layer_builder, "MAX_METADATA_BYTES", 3000)
+    tar = pax((b"SCHILY.xattr.user.a", b"x" * 1400)) + member(b"a")
+    assert len(read(tar * 2 + END)[0].entries) == 2
+    with pytest.raises(LimitExceededError, match="xattrs"):
+        read(tar * 3 + END)
 
 
 def test_components_longer_than_file_systems_take_are_refused() -> None:
