@@ -24,6 +24,7 @@ from harness.processes import free_port, run
 from harness.waiting import until
 
 from fastpull.cache.wire import Plan
+from fastpull.image.chunk_map import ChunkMap
 
 pytestmark = [
     pytest.mark.root,
@@ -205,6 +206,21 @@ def test_a_start_is_traced_and_the_next_one_is_prefetched(image: Image, root: Pa
     for name in wanted:
         run("cat", path / name)
     assert node.status()["chains"][0]["misses"] == 0
+
+
+def test_the_page_cache_is_warmed_along_the_plan(image: Image, root: Path) -> None:
+    """The kernel has the plan's bytes before anybody reads; such a start is not learned from."""
+    chunks = ChunkMap.open(image.proxy.chains[str(image.chain)][1].chunk_map)
+    plan = tuple(chunks.id_at(n).hex() for n in range(40, 60))
+    image.proxy.plans[str(image.chain)] = Plan(chain_id=str(image.chain), chunks=plan, starts=1)
+    with Node(root / "n", [image.proxy.url], extra_settings="[prefetch]\nwarm_page_cache = true\n") as node:
+        path = mount(node, root, "--start")
+        until(lambda: node.status()["chains"][0]["reads"] > 0, "somebody reads, and it is not us", every=0.5)
+        until(lambda: node.status()["chains"][0]["local_chunks"] >= len(plan), "the plan is here", every=0.5)
+        assert sums(path) == image.sums()
+        node.command("umount", path)
+        assert node.status()["traces_waiting"] == 0
+    assert not image.proxy.traces
 
 
 def test_without_a_daemon_a_mount_brings_its_own(image: Image, root: Path) -> None:
