@@ -345,8 +345,8 @@ class Chains:
 
     def _unfollow(self, chain: Digest) -> None:
         self._followed.discard(chain)
+        self._tracer.stop(chain)  # first: it asks for the plan
         self._prefetcher.stop(chain)
-        self._tracer.stop(chain)
 
     def _forget_device(self, chain: Digest) -> None:
         if self._devices.pop(chain, None) is not None:

@@ -4,6 +4,8 @@
     POST /mount             ``MountRequest`` → ``MountAnswer``: mount a chain for a user
     POST /release           ``ReleaseRequest``: that user needs it no longer
     POST /stop              ``StopRequest``: end the daemon
+    GET  /start?chain=…     ``StartRecord``: the chain's last start, or the one that goes on; container=… names it by
+                            a container, or prefix of one; without a query the last start of all
     GET  /metrics           Prometheus
 
 Errors are ``ErrorBody`` with a status of 400 and above.
@@ -11,6 +13,7 @@ Errors are ``ErrorBody`` with a status of 400 and above.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -30,7 +33,14 @@ from fastpull.fuse_client.control_messages import (
     ReleaseRequest,
     StopRequest,
 )
-from fastpull.fuse_client.errors import ChainInUseError, ChainMountError, ChainUnknownError, NodeError, ProxyError
+from fastpull.fuse_client.errors import (
+    ChainInUseError,
+    ChainMountError,
+    ChainUnknownError,
+    NodeError,
+    ProxyError,
+    StartUnknownError,
+)
 from fastpull.fuse_client.metrics import Metrics, NodeCollector
 from fastpull.fuse_client.node import Node
 
@@ -44,9 +54,15 @@ T = TypeVar("T", bound=msgspec.Struct)
 class Control:
     """Answers ``fastpull-node``. ``unmount_at_end`` says how the daemon was asked to end."""
 
-    def __init__(self, node: Node, stop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        stop: Callable[[], None],
+        chain_of_container: Callable[[str], Digest | None] = lambda _: None,
+    ) -> None:
         self.unmount_at_end = False
         self._node = node
+        self._chain_of_container = chain_of_container
         self._stop = stop
         self._metrics = metrics_of(node)
 
@@ -57,6 +73,7 @@ class Control:
         app.add_routes(
             [
                 web.get("/status", self._status),
+                web.get("/start", self._start),
                 web.post("/mount", self._mount),
                 web.post("/release", self._release),
                 web.post("/stop", self._stopping),
@@ -78,6 +95,19 @@ class Control:
     async def _status(self, request: web.Request) -> web.Response:
         local = await self._node.count_local() if request.query.get("local") == "1" else []
         return _json(self._node.status(local=local))
+
+    async def _start(self, request: web.Request) -> web.Response:
+        chain: Digest | None = None
+        if name := request.query.get("chain"):
+            chain = Digest.parse(name)
+        elif name := request.query.get("container"):
+            chain = await asyncio.to_thread(self._chain_of_container, name)
+            if chain is None:
+                raise StartUnknownError(f"no container {name} runs from a chain of this node")
+        record = self._node.tracer.last_start(chain)
+        if record is None:
+            raise StartUnknownError(f"no start of {f'chain {chain}' if chain else 'any image'} is recorded here")
+        return _json(record)
 
     async def _mount(self, request: web.Request) -> web.Response:
         wanted = await _body(request, MountRequest)
@@ -133,7 +163,7 @@ async def _answered(
 ) -> web.StreamResponse:
     try:
         return await handler(request)
-    except ChainUnknownError as exc:
+    except (ChainUnknownError, StartUnknownError) as exc:
         return _error(404, exc)
     except (ChainInUseError, ChainMountError) as exc:
         return _error(409, exc)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -81,11 +82,14 @@ class ChainDevice:
         self._fetcher = fetcher
         self._drop = drop
         self._state = bytearray(len(chunk_map))
+        self._touches = 0
         self._seen = _NEVER if verify_always else _SEEN
 
     # -- reading -------------------------------------------------------------------------------------
 
     def try_read(self, offset: int, length: int, reply: Callable[[Buffers], None]) -> bool:
+        begun = time.perf_counter()
+        touches = self._touches
         state = self._state
         seen = self._seen
         at = offset
@@ -116,6 +120,8 @@ class ChainDevice:
             if at < end:
                 buffers.append(_ZEROS[: end - at])
             reply(buffers)
+        if self._touches != touches:  # the store's pages may have had to come from the disk
+            self.observer.waited(offset, length, Waited(disk=time.perf_counter() - begun))
         self.reads += 1
         return True
 
@@ -197,6 +203,7 @@ class ChainDevice:
     def _touch(self, index: int) -> None:
         state = self._state[index]
         if not state & _TOUCHED:
+            self._touches += 1
             self.observer.touched(index)
         self._state[index] = state | _IN_USE | _TOUCHED
 

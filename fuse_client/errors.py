@@ -115,6 +115,13 @@ class ChainInUseError(ChainError):
 # -- the program -------------------------------------------------------------------------------------
 
 
+class StartUnknownError(NodeError):
+    """There is no record of a start to report on."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, remedy="start a container from the image, then ask again; or name an image or chain")
+
+
 class DaemonError(NodeError):
     """The node daemon can not be started or reached, or refused a request."""
 

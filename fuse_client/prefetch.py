@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from fastpull.cache.digest import CHUNK_ID_BYTES, ChunkId, Digest
 from fastpull.cache.store import ChunkStore
@@ -55,16 +55,20 @@ class Prefetcher:
         settings: PrefetchSettings,
         tasks: Tasks,
         *,
+        warm: Callable[[ChainDevice, array[int]], Awaitable[None]],
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
+        """``warm`` reads chunks, given by their places, into the page cache."""
         self._client = client
         self._fetcher = fetcher
         self._store = store
         self._settings = settings
         self._tasks = tasks
+        self._warm = warm
         self._uniform = uniform
         self._running: dict[Digest, asyncio.Task[None]] = {}
         self.planned: dict[Digest, int] = {}  # chunks of the plan, for the status
+        self.orders: dict[Digest, array[int]] = {}  # their places in the chunk map, for the report
 
     def start(self, device: ChainDevice) -> None:
         if self._settings.enabled and device.chain not in self._running:
@@ -77,6 +81,7 @@ class Prefetcher:
         if task is not None:
             task.cancel()
         self.planned.pop(chain, None)
+        self.orders.pop(chain, None)
         self._fetcher.release(chain)
 
     async def _run(self, device: ChainDevice) -> None:
@@ -87,11 +92,15 @@ class Prefetcher:
         if plan is not None:
             order = await asyncio.to_thread(plan_indexes, plan, device.map)
             self.planned[device.chain] = len(order)
+            self.orders[device.chain] = order
             log.info("chain %s: a plan of %d chunks from %d starts", device.chain, len(order), plan.starts)
             if order:
                 # The plan knows better than the neighbourhood what this start needs.
                 device.window_bytes //= 4
                 await self._fetch(device, Lane.PLAN, order)
+                if self._settings.warm_page_cache:
+                    await self._fetcher.idle(device.chain)
+                    await self._warm(device, order)
         if self._settings.backfill:
             await self._fetch(device, Lane.BACKFILL, range(len(device.map)), self._settings.max_bytes_per_second)
             log.info("chain %s: everything is asked for", device.chain)

@@ -17,7 +17,8 @@ from fastpull.fuse_client.control_messages import (
     ReleaseRequest,
     StopRequest,
 )
-from fastpull.fuse_client.errors import DaemonError
+from fastpull.fuse_client.errors import DaemonError, StartUnknownError
+from fastpull.fuse_client.start_record import StartRecord
 from fastpull.fuse_client.status import NodeStatus
 
 T = TypeVar("T")
@@ -61,6 +62,10 @@ class DaemonConnection:
         answer = self._ask("POST", "/mount", request, MountAnswer)
         return Path(answer.path)
 
+    def last_start(self, query: str) -> StartRecord:
+        """Of what the query of ``GET /start`` names. Raise ``StartUnknownError`` as well."""
+        return self._ask("GET", f"/start?{query}", None, StartRecord)
+
     def release(self, chain_id: str, user: str) -> None:
         self._send("POST", "/release", ReleaseRequest(chain_id=chain_id, user=user))
 
@@ -93,6 +98,8 @@ class DaemonConnection:
             raise DaemonError(f"the daemon at {self._path} does not answer: {exc}") from exc
         finally:
             connection.close()
+        if status == 404 and path.startswith("/start"):
+            raise StartUnknownError(str(_refusal(status, data)))
         if status >= 400:
             raise _refusal(status, data)
         return data

@@ -57,6 +57,19 @@ What the running daemon serves and how it is: driver and kernel, mounted images 
 is here, the node cache, the proxies, and who keeps the mounts should the daemon die.
 """
 
+_REPORT = """\
+Where the seconds of a start went: who waited for which file and why, which bytes were used, fetched and fetched in
+vain, what the plan had, which layer was needed when, and how long nobody waited for the image at all. Starts are
+recorded as they happen; the last one of each image is kept, also over restarts of the daemon.
+
+Name a container that runs here (its id or the begin of it), an image, or a chain; without a name: the last start.
+
+examples:
+  fastpull-node report
+  fastpull-node report nvcr.io/nvidia/pytorch:24.10-py3 --html report.html
+  fastpull-node report --json | jq '.waited_by_cause'
+"""
+
 _STOP = """\
 End the running daemon. Without options everything is unmounted first, and refused while containerd has
 images that stand on it. Their files stay on the disk; the next start mounts them again.
@@ -103,6 +116,13 @@ def build_parser() -> Parser:
     status = _command(commands, "status", "how the daemon is", _STATUS)
     status.add_argument("--json", action="store_true", help="print JSON")
     _settings(status, proxy=False)
+
+    report = _command(commands, "report", "where the seconds of a start went", _REPORT)
+    report.add_argument("name", nargs="?", default="", metavar="CONTAINER|IMAGE|CHAIN", help="default: the last start")
+    report.add_argument("--json", action="store_true", help="print JSON")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    _platform(report)
+    _settings(report)
 
     stop = _command(commands, "stop", "end the daemon", _STOP)
     how = stop.add_mutually_exclusive_group()

@@ -80,6 +80,10 @@ def _dispatch(options: argparse.Namespace, settings: NodeSettings) -> int:
             from fastpull.fuse_client.cli.status import status
 
             return status(settings, as_json=options.json)
+        case "report":
+            from fastpull.fuse_client.cli.report import report
+
+            return report(settings, options.name, options.platform, as_json=options.json, html=options.html)
         case _:
             from fastpull.fuse_client.cli.stop import stop
 

@@ -12,7 +12,7 @@ from fastpull.cache.digest import ChunkId, Digest
 from fastpull.cache.errors import FrameError
 from fastpull.cache.frames import FRAMES_TYPE, IDS_TYPE, FrameReader, pack_ids
 from fastpull.cache.store import StoredChunk
-from fastpull.cache.wire import ChainState, ImageInfo, Plan, Trace, WarmRequest, WarmState
+from fastpull.cache.wire import ChainLayers, ChainState, ImageInfo, Plan, Trace, WarmRequest, WarmState
 from fastpull.config.node import NodeSettings
 from fastpull.fuse_client.errors import ProxyAnswerError, ProxyError, ProxyProtocolError
 from fastpull.fuse_client.fetch.endpoints import Endpoints
@@ -119,6 +119,10 @@ class ProxyClient:
             if exc.status == 404:
                 return None
             raise
+
+    async def layers(self, chain: Digest) -> ChainLayers:
+        """Which layer brought what stands on the chain's device."""
+        return await self._ask("GET", f"/v1/chains/{chain}/layers", ChainLayers, limit=PLAN_BYTES, read_seconds=60.0)
 
     async def send_trace(self, trace: Trace) -> None:
         await self._ask("POST", "/v1/traces", None, body=trace)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
@@ -46,6 +46,7 @@ class Waited:
     queue: float = 0.0  # until a request for it went out
     fetch: float = 0.0  # until its bytes were here
     inflate: float = 0.0  # until they were decompressed and verified
+    disk: float = 0.0  # local, but not in memory
 
 
 class _Read:
@@ -90,6 +91,7 @@ class Fetcher:
         self._room = asyncio.Event()
         self._last_error = "no answer yet"
         self._closed = False
+        self.on_arrival: Callable[[Digest, ChunkId, Lane, int, int], None] = _nobody
         keeper.on_room = self._pump
 
     # -- reading -------------------------------------------------------------------------------------
@@ -246,6 +248,7 @@ class Fetcher:
         self.counters.chunks[flight.lane] += 1
         self.counters.bytes_received[flight.lane] += len(stored.data)
         self.counters.bytes_content[flight.lane] += len(data)
+        self.on_arrival(flight.chain, chunk, flight.lane, len(stored.data), len(data))
         for read in self._reads.pop(chunk, ()):
             read.chunks[chunk] = data
             read.missing.discard(chunk)
@@ -257,6 +260,10 @@ class Fetcher:
                     inflate=time.monotonic() - received_at,
                 )
                 read.done.set_result(None)
+
+
+def _nobody(_chain: Digest, _chunk: ChunkId, _lane: Lane, _received: int, _content: int) -> None:
+    pass
 
 
 def decode_all(group: Received) -> list[bytes | CacheError | None]:

@@ -6,6 +6,7 @@ import asyncio
 
 from aiohttp import web
 
+from fastpull.cache.wire import ChainLayers
 from fastpull.proxy.api.messaging import chain_of, reply, seconds_of
 from fastpull.proxy.ingest.chains import plain
 from fastpull.proxy.ingest.state import ArtifactKind
@@ -37,6 +38,14 @@ async def get_bootstrap(request: web.Request) -> web.StreamResponse:
 @ROUTES.get("/v1/chains/{chain}/chunkmap")
 async def get_chunk_map(request: web.Request) -> web.StreamResponse:
     return await _artifact(request, "chunkmap")
+
+
+@ROUTES.get("/v1/chains/{chain}/layers")
+async def get_layers(request: web.Request) -> web.StreamResponse:
+    """``ChainLayers``: which layer brought what stands on the device."""
+    chain = chain_of(request)
+    diff_ids, of_places = await request.app[SERVICES].ingest.chains.layers_of_places(chain)
+    return reply(ChainLayers(chain_id=chain, diff_ids=diff_ids, of_places=of_places))
 
 
 async def _artifact(request: web.Request, kind: ArtifactKind) -> web.StreamResponse:

@@ -17,6 +17,8 @@ from fastpull.cache.writer import Writer
 from fastpull.image.chain import BuiltChain
 from fastpull.image.chunk_map import ChunkMap
 from fastpull.image.errors import IndexFormatError
+from fastpull.image.layer_index import LayerIndex
+from fastpull.image.place_layers import place_layers
 from fastpull.proxy.ingest.changes import Changes
 from fastpull.proxy.ingest.layers import Layers
 from fastpull.proxy.ingest.oci import MAX_LAYERS
@@ -131,6 +133,18 @@ class Chains:
             self._maps.move_to_end(chain_id)
         return chunk_map
 
+    async def layers_of_places(self, chain_id: str) -> tuple[tuple[str, ...], bytes]:
+        """The layers, lowest first, and which of them brought each chunk: u16 for each place of the chunk map.
+
+        Raises as ``ensure``. Reads every layer's index: half a second for 45,000 files.
+        """
+        pieces = await self.chunk_map(chain_id)
+        diff_ids = self.diff_ids(chain_id)
+        if diff_ids is None:
+            raise ChainUnknownError(chain_id)
+        indexes = [await self._index(diff_id) for diff_id in diff_ids]
+        return diff_ids, await asyncio.to_thread(_layers_of_places, indexes, pieces)
+
     async def forget(self, chain_id: str) -> None:
         """Drop what was built of the chain; its layers stay known."""
         self._maps.pop(chain_id, None)
@@ -221,6 +235,10 @@ def _compressed(plain: bytes) -> ArtifactRecord:
 def plain(record: ArtifactRecord) -> bytes:
     """The artifact's uncompressed bytes; call from a thread. The record was verified when it was read."""
     return zstandard.ZstdDecompressor().decompress(record.data, max_output_size=record.plain_bytes)
+
+
+def _layers_of_places(indexes: Sequence[bytes], pieces: ChunkMap) -> bytes:
+    return place_layers(map(LayerIndex.from_bytes, indexes), pieces).tobytes()
 
 
 def _open_map(record: ArtifactRecord) -> ChunkMap:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from fastpull.cache.digest import chunk_id
+from fastpull.cache.digest import Digest, chunk_id
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.wire import Trace
 from fastpull.fuse_client import trace_spool
 from fastpull.fuse_client.errors import ProxyAnswerError, ProxyUnreachableError
 from fastpull.fuse_client.fetch.fetcher import Waited
+from fastpull.fuse_client.fetch.queue import Lane
+from fastpull.fuse_client.start_record import StartFiles, Wait
 from fastpull.fuse_client.trace import MIN_BYTES, Recorder
 from fastpull.fuse_client.trace_spool import TraceSpool
 from fastpull.image.chunk_map import ChunkMap, pack
@@ -97,15 +100,69 @@ def test_nothing_touched_is_no_trace(recorder: Recorder) -> None:
 
 
 def test_waits_say_how_long_and_why(recorder: Recorder, clock: Clock) -> None:
-    """The cause is the largest part of the wait; its begin is counted back from its end."""
+    """By cause; the begin is counted back from the end. A read out of memory has not waited for the disk."""
     clock.now = 103.0
     recorder.waited(4096, 8192, Waited(queue=0.1, fetch=0.7, inflate=0.2))
-    recorder.waited(0, 1, Waited(queue=0.3, fetch=0.1, inflate=0.2))
-    recorder.waited(0, 1, Waited(queue=0.1, fetch=0.0, inflate=0.2))
+    recorder.waited(0, 1, Waited(disk=0.00001))
+    recorder.waited(0, 1, Waited(disk=0.5))
 
-    first, *others = recorder.waits
-    assert (first.offset, first.length, first.at_ms, first.waited_us, first.cause) == (4096, 8192, 2000, 10**6, "fetch")
-    assert [wait.cause for wait in others] == ["queue", "inflate"]
+    assert recorder.waits == [
+        Wait(4096, 8192, 2_000_000, 100_000, 700_000, 200_000, 0),
+        Wait(0, 1, 2_500_000, 0, 0, 0, 500_000),
+    ]
+
+
+def test_the_memory_for_waits_is_bounded(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes beyond is counted."""
+    monkeypatch.setattr("fastpull.fuse_client.trace.MAX_WAITS", 3)
+    for _ in range(5):
+        recorder.waited(0, 1, Waited(fetch=1))
+
+    assert (len(recorder.waits), recorder.waits_left_out) == (3, 2)
+
+
+def test_the_record_tells_use_from_waste(recorder: Recorder, clock: Clock) -> None:
+    """What the plan had, what was fetched, and what of it nobody needed."""
+    recorder.arrived(IDS[1], Lane.PLAN, 40, SIZE)
+    recorder.arrived(IDS[2], Lane.PLAN, 40, SIZE)
+    recorder.arrived(IDS[3], Lane.DEMAND, 50, SIZE)
+    clock.now = 101.0
+    recorder.touched(1)
+    recorder.touched(3)
+
+    record = recorder.record(None, [1, 2])
+
+    assert record.touches() == [(1, SIZE, SIZE, 1000, True), (3, 3 * SIZE, SIZE, 1000, False)]
+    assert {f.lane: (f.chunks, f.received_bytes) for f in record.fetched if f.chunks} == {
+        "plan": (2, 80),
+        "demand": (1, 50),
+    }
+    assert (record.vain_chunks, record.vain_bytes, record.planned_chunks) == (1, SIZE, 2)
+    assert (record.ended_by, record.content_bytes) == ("", 8 * SIZE)
+
+
+def test_the_last_start_of_each_chain_is_kept(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the disk, a bounded number of them; what can not be read is no record."""
+    monkeypatch.setattr("fastpull.fuse_client.start_record.MAX_FILES", 2)
+    files = StartFiles(tmp_path)
+    assert files.latest() is None
+    recorder.touched(0)
+    chains = [Digest(f"{number:064x}") for number in range(3)]
+    for number, chain in enumerate(chains):
+        files.write(msgspec.structs.replace(recorder.record("settled"), chain_id=str(chain)))
+        os.utime(tmp_path / "starts" / f"{chain.hex}.start", ns=(number, number))
+    files.write(msgspec.structs.replace(recorder.record("unmount"), chain_id=str(chains[2])))
+
+    assert files.read(chains[0]) is None
+    last = files.read(chains[2])
+    assert last is not None
+    assert last == files.latest()
+    assert last.ended_by == "unmount"
+    (tmp_path / "starts" / f"{chains[2].hex}.start").write_bytes(b"no record")
+    assert files.read(chains[2]) is None
+    assert getattr(files.latest(), "chain_id", "") == str(chains[1])
 
 
 def test_after_its_end_nothing_is_recorded(recorder: Recorder) -> None:

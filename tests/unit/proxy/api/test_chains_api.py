@@ -11,7 +11,7 @@ from fakes.ingest_parts import add_image, chunk_of, diff_id_of, layer_blob
 
 from fastpull.cache.codec import encode
 from fastpull.cache.digest import Digest, chain_ids
-from fastpull.cache.wire import ChainState, ErrorBody
+from fastpull.cache.wire import ChainLayers, ChainState, ErrorBody
 from fastpull.image.errors import LayerDigestError
 from fastpull.proxy.api.chains import accepts_zstd
 
@@ -56,6 +56,20 @@ async def test_a_failed_and_an_unknown_chain_are_answers_not_errors(api: Api) ->
     assert (failed.status, unknown.status) == (200, 200)
     assert "the diffID differs" in msgspec.json.decode(await failed.read(), type=ChainState).error
     assert msgspec.json.decode(await unknown.read(), type=ChainState).state == "unknown"
+
+
+async def test_a_chain_tells_which_layer_brought_which_chunk(api: Api) -> None:
+    """For each place of its chunk map, so that a start can be told by layers."""
+    state = await ready(api)
+
+    answer = await api.client.get(f"/v1/chains/{CHAINS[1]}/layers")
+    unknown = await api.client.get(f"/v1/chains/{UNKNOWN}/layers")
+
+    layers = msgspec.json.decode(await answer.read(), type=ChainLayers)
+    assert layers.diff_ids == (diff_id_of(LOW), diff_id_of(HIGH))
+    assert len(layers.of_places) == 2 * state.chunks
+    assert set(layers.of_places[::2]) == {0, 1}
+    assert unknown.status == 404
 
 
 @pytest.mark.parametrize(("kind", "field"), [("bootstrap", "bootstrap_digest"), ("chunkmap", "chunk_map_digest")])
