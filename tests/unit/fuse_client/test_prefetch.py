@@ -52,12 +52,16 @@ class FakeFetcher:
     def __init__(self) -> None:
         self.got: list[tuple[Lane, list[ChunkId]]] = []
         self.released: list[Digest] = []
+        self.warmed: list[int] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def prefetch(self, _chain: Digest, lane: Lane, wants: Sequence[Want]) -> None:
         await self.gate.wait()
         self.got.append((lane, [want.chunk for want in wants]))
+
+    async def idle(self, _chain: Digest) -> None:
+        assert self.got, "warmed only when it is here"
 
     def release(self, chain: Digest) -> None:
         self.released.append(chain)
@@ -68,7 +72,11 @@ def prefetcher(
 ) -> Prefetcher:
     store = MemoryChunkStore(quota_bytes=1 << 30)
     store.put_many([(chunk, StoredChunk(Encoding.RAW, 100, DATA[chunk])) for chunk in local])
-    return Prefetcher(client, fetcher, store, PrefetchSettings(**settings), tasks)  # type: ignore[arg-type]
+
+    async def warm(_device: object, order: Sequence[int]) -> None:
+        fetcher.warmed += order
+
+    return Prefetcher(client, fetcher, store, PrefetchSettings(**settings), tasks, warm=warm)  # type: ignore[arg-type]
 
 
 def device() -> SimpleNamespace:
@@ -94,6 +102,15 @@ async def test_the_plan_is_fetched_in_its_order_without_what_is_here() -> None:
 
     assert fetcher.got == [(Lane.PLAN, [IDS[7], IDS[3], IDS[1]])]
     assert (of.window_bytes, fetching.planned) == (250, {CHAIN: 4})
+
+
+async def test_the_page_cache_is_warmed_when_the_plan_is_here() -> None:
+    """Where it is wanted, along the plan, also what was here before."""
+    tasks, fetcher = Tasks(), FakeFetcher()
+    prefetcher(FakeClient(plan(7, 3)), fetcher, tasks, local=[IDS[7]], warm_page_cache=True).start(device())  # type: ignore[arg-type]
+    await until(lambda: not len(tasks))
+
+    assert fetcher.warmed == [7, 3]
 
 
 async def test_backfill_follows_the_plan() -> None:
