@@ -41,6 +41,7 @@ from fastpull.fuse_client.session.holder_keeper import HolderKeeper
 from fastpull.fuse_client.session.keeper import find_keeper
 from fastpull.fuse_client.session.server import FuseSession
 from fastpull.fuse_client.session.takeover import DevicesMount
+from fastpull.fuse_client.start_record import StartFiles
 from fastpull.fuse_client.trace_spool import TraceSpool
 from fastpull.fuse_client.tracer import Tracer
 from fastpull.image.chunk_map import ChunkMap
@@ -87,7 +88,6 @@ async def open_node(settings: NodeSettings, *, snapshotter: bool = True) -> Asyn
 
         spool = TraceSpool(settings.root / "traces", client.send_trace, tasks)
         client.transport.on_recovery.append(spool.wake)
-        tracer = Tracer(settings.trace, spool.add, node_name(), tasks)
         files = ChainFiles(settings.root)
 
         async def warm(device: ChainDevice, order: array[int]) -> None:
@@ -96,6 +96,9 @@ async def open_node(settings: NodeSettings, *, snapshotter: bool = True) -> Asyn
             await page_warmer.warm(files.bootstrap(device.chain), files.rootfs(device.chain), ranges)
 
         prefetcher = Prefetcher(client, fetcher, store, settings.prefetch, tasks, warm=warm)
+        starts = StartFiles(settings.root)
+        tracer = Tracer(settings.trace, spool.add, starts, prefetcher.orders, node_name(), tasks)
+        fetcher.on_arrival = tracer.arrived
 
         session = FuseSession(mount.descriptor(), resumed=mount.resumed)
         stack.push_async_callback(session.aclose, hand_over=features.fuse_resend)
@@ -179,8 +182,10 @@ async def serve(
         from fastpull.fuse_client.control import Control, metrics_listener
 
         if node.snapshotter_socket is not None:
-            await stack.enter_async_context(_snapshots(node, node.snapshotter_socket))
-        control = Control(node, stopping.set)
+            find_chain = await stack.enter_async_context(_snapshots(node, node.snapshotter_socket))
+            control = Control(node, stopping.set, find_chain)
+        else:
+            control = Control(node, stopping.set)
         await stack.enter_async_context(control.listen(settings.run_dir))
         if settings.metrics_port:
             listener = metrics_listener(node, settings.metrics_address, settings.metrics_port)
@@ -223,9 +228,11 @@ async def _unmount_everything(node: Node) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _snapshots(node: Node, path: Path) -> AsyncIterator[None]:
+async def _snapshots(node: Node, path: Path) -> AsyncIterator[Callable[[str], Digest | None]]:
+    """Serve containerd until the block ends; gives the look-up of a container's chain."""
     # gRPC takes 150 ms and 15 MB; a daemon for one `mount` needs none of it.
     from fastpull.fuse_client.snapshotter import journal
+    from fastpull.fuse_client.snapshotter.containers import chain_of
     from fastpull.fuse_client.snapshotter.server import SnapshotServer
 
     database = Database.open(node.settings.root / "state", tables=journal.TABLES)
@@ -239,7 +246,7 @@ async def _snapshots(node: Node, path: Path) -> AsyncIterator[None]:
         )
         server.start()
         try:
-            yield
+            yield lambda name: chain_of(server.snapshotter.list(), name)
         finally:
             await server.aclose()
     finally:

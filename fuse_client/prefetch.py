@@ -68,6 +68,7 @@ class Prefetcher:
         self._uniform = uniform
         self._running: dict[Digest, asyncio.Task[None]] = {}
         self.planned: dict[Digest, int] = {}  # chunks of the plan, for the status
+        self.orders: dict[Digest, array[int]] = {}  # their places in the chunk map, for the report
 
     def start(self, device: ChainDevice) -> None:
         if self._settings.enabled and device.chain not in self._running:
@@ -80,6 +81,7 @@ class Prefetcher:
         if task is not None:
             task.cancel()
         self.planned.pop(chain, None)
+        self.orders.pop(chain, None)
         self._fetcher.release(chain)
 
     async def _run(self, device: ChainDevice) -> None:
@@ -90,6 +92,7 @@ class Prefetcher:
         if plan is not None:
             order = await asyncio.to_thread(plan_indexes, plan, device.map)
             self.planned[device.chain] = len(order)
+            self.orders[device.chain] = order
             log.info("chain %s: a plan of %d chunks from %d starts", device.chain, len(order), plan.starts)
             if order:
                 # The plan knows better than the neighbourhood what this start needs.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-from fastpull.cache.digest import Digest
+from fastpull.cache.digest import ChunkId, Digest
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.wire import Trace
 from fastpull.config.node import TraceSettings
 from fastpull.fuse_client.device import ChainDevice
+from fastpull.fuse_client.fetch.queue import Lane
+from fastpull.fuse_client.start_record import StartFiles, StartRecord
 from fastpull.fuse_client.trace import EndedBy, Recorder
 
 log = logging.getLogger(__name__)
@@ -19,12 +21,25 @@ LOOK_SECONDS = 1.0
 
 
 class Tracer:
-    """One recorder for each mounted chain. The last one of a chain stays for the report."""
+    """One recorder for each start that goes on; of those that ended, ``starts`` has the records.
 
-    def __init__(self, settings: TraceSettings, keep: Callable[[Trace], None], node: str, tasks: Tasks) -> None:
-        self.recorders: dict[Digest, Recorder] = {}
+    ``plans``: the places of each chain's plan in its chunk map.
+    """
+
+    def __init__(
+        self,
+        settings: TraceSettings,
+        keep: Callable[[Trace], None],
+        starts: StartFiles,
+        plans: Mapping[Digest, Sequence[int]],
+        node: str,
+        tasks: Tasks,
+    ) -> None:
+        self._recorders: dict[Digest, Recorder] = {}
         self._settings = settings
         self._keep = keep
+        self._starts = starts
+        self._plans = plans
         self._node = node
         self._tasks = tasks
         self._watching: dict[Digest, asyncio.Task[None]] = {}
@@ -33,7 +48,7 @@ class Tracer:
         if not self._settings.enabled or device.chain in self._watching:
             return
         recorder = Recorder(str(device.chain), device.map)
-        self.recorders[device.chain] = device.observer = recorder
+        self._recorders[device.chain] = device.observer = recorder
         self._watching[device.chain] = self._tasks.spawn(
             self._watch(device.chain, recorder), name=f"trace {device.chain}"
         )
@@ -44,14 +59,38 @@ class Tracer:
         if task is not None:
             task.cancel()
             self._end(chain, "unmount")
-        self.recorders.pop(chain, None)
+
+    def arrived(self, chain: Digest, chunk: ChunkId, lane: Lane, received: int, content: int) -> None:
+        """A chunk was fetched for a chain."""
+        recorder = self._recorders.get(chain)
+        if recorder is not None:
+            recorder.arrived(chunk, lane, received, content)
+
+    def last_start(self, chain: Digest | None) -> StartRecord | None:
+        """The chain's start that goes on, or its last one; without a chain the last of all.
+
+        Takes some microseconds for each chunk of the chain.
+        """
+        begun = [(r.started_at, c) for c, r in self._recorders.items() if r.first_touch is not None]
+        if chain is None:
+            ended = self._starts.latest()
+            newest = max(begun, key=lambda start: start[0], default=None)
+            if newest is None or (ended is not None and ended.started_at > newest[0]):
+                return ended
+            chain = newest[1]
+        if any(chain == going_on for _, going_on in begun):
+            return self._recorders[chain].record(None, self._plans.get(chain, ()))
+        return self._starts.read(chain)
 
     def discard(self, chain: Digest) -> None:
         """Record no more of this start: what is read from now on is not what it needs."""
         task = self._watching.pop(chain, None)
         if task is not None:
             task.cancel()
-            self.recorders[chain].finish("limit", node=self._node)
+            recorder = self._recorders.pop(chain)
+            if recorder.finish("limit", node=self._node) is not None:
+                self._starts.write(recorder.record("limit", self._plans.get(chain, ())))
+            recorder.forget()
 
     async def _watch(self, chain: Digest, recorder: Recorder) -> None:
         while True:
@@ -65,7 +104,10 @@ class Tracer:
                 return
 
     def _end(self, chain: Digest, ended_by: EndedBy) -> None:
-        trace = self.recorders[chain].finish(ended_by, node=self._node)
+        recorder = self._recorders.pop(chain)
+        trace = recorder.finish(ended_by, node=self._node)
         if trace is not None:
             log.info("chain %s: a start of %.1f s, %d chunks", chain, trace.seconds, len(trace.chunks))
             self._keep(trace)
+            self._starts.write(recorder.record(ended_by, self._plans.get(chain, ())))
+        recorder.forget()
