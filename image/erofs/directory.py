@@ -51,11 +51,14 @@ def unpack_block(block: bytes) -> Iterator[DirectoryEntry]:
 
     Raise ``IndexFormatError`` for bytes that ``pack_block`` does not write.
     """
-    offset, next_offset = name_range(block, 0)
-    for index in range(offset // _ENTRY):
-        offset, next_offset = name_range(block, index)
-        name = block[offset:next_offset]
-        nid, _, type_ = layout.DIRENT.unpack_from(block, index * _ENTRY)
+    names_offset, _ = name_range(block, 0)
+    heads = list(layout.DIRENT.iter_unpack(block[:names_offset]))
+    ends = [offset for _, offset, _ in heads[1:]]
+    ends.append(name_range(block, len(heads) - 1)[1])
+    for (nid, offset, type_), end in zip(heads, ends, strict=True):
+        name = block[offset:end]
+        if not names_offset <= offset < end <= offset + layout.MAX_NAME or len(name) != end - offset:
+            raise IndexFormatError(f"directory entry whose name stands from {offset} to {end} of {len(block)}")
         if b"/" in name or b"\0" in name:
             raise IndexFormatError(f"directory entry with the name {name[:40]!r}")
         yield DirectoryEntry(name, nid, type_)
