@@ -3,6 +3,11 @@
 After the kernel's ``fs/erofs/erofs_fs.h``. Only what Linux 5.16 already reads is used: uncompressed inodes,
 one extra device, no long xattr prefixes, no xattr filter, no 48-bit addresses.
 
+A file's content is one chunk, however large, of the extra device (``CHUNK_BASED``, one index). A flat inode whose
+blocks lie where the device is mapped says the same in 32 bytes less, but Linux 6.18 then reads page by page: it
+compares the address in the image with the one on the device before it merges two pages (``fs/erofs/fileio.c``,
+``erofs_fileio_scan_folio``), so a file of 9 KB took three reads of the device instead of one.
+
 A bootstrap::
 
     0      1024   zero (boot sector)
@@ -11,8 +16,7 @@ A bootstrap::
     1280   …      inodes, each followed by its xattrs and inline data; the root within the first two blocks
     …      …      blocks of large directories and of long symlink targets
 
-Addresses count blocks of 4096 bytes. The device is mapped behind the bootstrap: block ``mapped`` is its
-first. An inode of a file is FLAT_PLAIN, its ``address`` points there. Node number n is at byte 32 n.
+Addresses count blocks of 4096 bytes, those of file content from the device's begin. Node number n is at byte 32 n.
 """
 
 from __future__ import annotations
@@ -53,6 +57,7 @@ SUPERBLOCK_OFFSET: Final = 1024
 MAGIC: Final = 0xE0F5E1E2
 COMPAT_CHECKSUM: Final = 0x1
 COMPAT_MTIME: Final = 0x2
+INCOMPAT_CHUNKED_FILE: Final = 0x4
 INCOMPAT_DEVICE_TABLE: Final = 0x8
 VOLUME: Final = b"fastpull"
 
@@ -61,7 +66,7 @@ VOLUME: Final = b"fastpull"
 #   offset  size  type   field
 #   0       64    str    name of the device; mount's ``device=`` option replaces it
 #   64      4     u32    blocks
-#   68      4     u32    block at which it is mapped
+#   68      4     u32    block at which it is mapped: behind the bootstrap; nothing is addressed that way
 #   72      56           zero
 DEVICE: Final = struct.Struct("<64sII56x")
 DEVICE_TABLE_SLOT: Final = 9
@@ -75,7 +80,8 @@ INODES_OFFSET: Final = 128 * (DEVICE_TABLE_SLOT + 1)
 #   4       2     u16    mode with file type
 #   6       2            zero
 #   8       8     u64    size
-#   16      4     u32    address of the data, or device number (``makedev``) of a device node
+#   16      4     u32    address of the data, device number (``makedev``) of a device node, or chunk format: bits 0-4
+#                        size of a chunk in blocks as power of two, bit 5 indexes of 8 bytes
 #   20      4     u32    serial number
 #   24      4     u32    uid
 #   28      4     u32    gid
@@ -87,7 +93,18 @@ INODE: Final = struct.Struct("<HHHxxQIIIIqII16x")
 EXTENDED: Final = 0x1
 FLAT_PLAIN: Final = 0 << 1  # all data at the address
 FLAT_INLINE: Final = 2 << 1  # whole blocks at the address, the rest behind the xattrs, within one block
+CHUNK_BASED: Final = 4 << 1  # an index behind the xattrs, aligned to its size
+CHUNK_INDEXES: Final = 0x20
 NO_ADDRESS: Final = 0xFFFFFFFF
+
+# Index of a chunk:
+#
+#   offset  size  type   field
+#   0       2            zero
+#   2       2     u16    number of the device in the device table, from 1 on
+#   4       4     u32    first block on that device
+CHUNK_INDEX: Final = struct.Struct("<xxHI")
+CONTENT_DEVICE: Final = 1
 
 # Directory data: blocks, each with its entries, then their names; the whole sorted by name. A name ends where
 # the next begins, the last one at a NUL or at the end of the block or directory.
@@ -143,6 +160,16 @@ def checksum(block: bytes | bytearray | memoryview) -> int:
     for byte in area:
         crc = _CRC[(crc ^ byte) & 0xFF] ^ crc >> 8
     return crc
+
+
+def chunk_format(size: int) -> int:
+    """The chunk format of a file of ``size`` bytes in one chunk: the smallest chunk that holds it."""
+    return CHUNK_INDEXES | max(0, (size - 1).bit_length() - BLOCK_BITS)
+
+
+def index_offset(end: int) -> int:
+    """Where the index stands behind an inode and its xattrs, which end at ``end``."""
+    return end + -end % CHUNK_INDEX.size
 
 
 def encode_rdev(major: int, minor: int) -> int:

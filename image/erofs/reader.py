@@ -18,6 +18,8 @@ from fastpull.image.errors import IndexFormatError
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 
 _MAX_SYMLINK = layout.BLOCK - 1
+_FORMATS = frozenset(layout.EXTENDED | data for data in (layout.FLAT_PLAIN, layout.FLAT_INLINE, layout.CHUNK_BASED))
+_INCOMPATIBLE = layout.INCOMPAT_CHUNKED_FILE | layout.INCOMPAT_DEVICE_TABLE
 
 
 class Inode(NamedTuple):
@@ -31,9 +33,10 @@ class Inode(NamedTuple):
     mtime_ns: int
     nlink: int
     rdev: tuple[int, int]  # major, minor; (0, 0) if this is no device
-    address: int  # first block of the data
+    address: int  # first block of the data; of a file's content, on the device
     xattr_bytes: int
     is_inline: bool
+    is_on_device: bool
 
     @property
     def is_directory(self) -> bool:
@@ -60,6 +63,7 @@ class Bootstrap:
 
     root: int  # node number
     inodes: int
+    blocks: int  # of the bootstrap itself
     uuid: bytes
     device_bytes: int
     device_name: str
@@ -95,11 +99,17 @@ class Bootstrap:
         (format_, xattr_count, mode, size, address, _, uid, gid, seconds, nanoseconds, nlink) = (
             layout.INODE.unpack_from(self._view, offset)
         )  # fmt: skip
-        if format_ not in (layout.EXTENDED | layout.FLAT_PLAIN, layout.EXTENDED | layout.FLAT_INLINE):
+        if format_ not in _FORMATS:
             raise IndexFormatError(f"inode {nid} has the unknown format {format_:#x}")
         if nanoseconds >= 10**9 or size >= 2**63:
             raise IndexFormatError(f"inode {nid} of {size} bytes and {nanoseconds} ns")
         is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+        xattr_bytes = layout.XATTR_HEADER.size + 4 * (xattr_count - 1) if xattr_count else 0
+        is_on_device = format_ == layout.EXTENDED | layout.CHUNK_BASED
+        if is_on_device and not stat.S_ISREG(mode):
+            raise IndexFormatError(f"inode {nid} is no file, but has content on the device")
+        if is_on_device:
+            address = self._content_block(nid, size, address, offset + layout.INODE.size + xattr_bytes)
         return Inode(
             nid,
             mode,
@@ -110,8 +120,9 @@ class Bootstrap:
             nlink,
             layout.decode_rdev(address) if is_device else (0, 0),
             address,
-            layout.XATTR_HEADER.size + 4 * (xattr_count - 1) if xattr_count else 0,
-            bool(format_ & layout.FLAT_INLINE),
+            xattr_bytes,
+            format_ == layout.EXTENDED | layout.FLAT_INLINE,
+            is_on_device,
         )
 
     def lookup(self, path: bytes) -> Inode | None:
@@ -149,6 +160,14 @@ class Bootstrap:
                 if entry.name not in (b".", b".."):
                     yield entry
 
+    def entries(self, parent: Inode, block: int) -> Iterator[DirectoryEntry]:
+        """The entries of one block of a directory as they stand there, ``.`` and ``..`` included.
+
+        Behind the last block there are none.
+        """
+        if block < self._block_count(parent):
+            yield from directory.unpack_block(self._block(parent, block))
+
     def parent(self, inode: Inode) -> Inode:
         """The directory that holds this directory; the root's is itself."""
         found = self.child(inode, b"..")
@@ -169,12 +188,12 @@ class Bootstrap:
 
     def content(self, inode: Inode) -> Extent:
         """Where a file's bytes stand on the device."""
-        if not inode.is_file or inode.is_inline:
+        if not inode.is_file or inode.is_on_device == (inode.size == 0):
             raise IndexFormatError(f"inode {inode.nid} is no file with content on the device")
         if not inode.size:
             return Extent(0, 0)
-        offset = (inode.address - self._mapped) * layout.BLOCK
-        if offset < 0 or offset + inode.size > self.device_bytes:
+        offset = inode.address * layout.BLOCK
+        if offset + inode.size > self.device_bytes:
             raise IndexFormatError(f"the content of inode {inode.nid} lies outside of the device")
         return Extent(offset, inode.size)
 
@@ -215,19 +234,29 @@ class Bootstrap:
             raise IndexFormatError(f"no EROFS image: magic {magic:#x}")
         if checksum != layout.checksum(self._view[: layout.BLOCK]):
             raise IndexFormatError("the checksum of the superblock is wrong")
-        expected = (layout.BLOCK_BITS, 0, 0, 0, layout.INCOMPAT_DEVICE_TABLE, 1, layout.DEVICE_TABLE_SLOT)
+        expected = (layout.BLOCK_BITS, 0, 0, 0, _INCOMPATIBLE, 1, layout.DEVICE_TABLE_SLOT)
         if (block_bits, slots, inodes_block, xattr_block, incompatible, devices, device_slot) != expected:
             raise IndexFormatError("an EROFS image, but not of the kind that is written here")
         if blocks * layout.BLOCK != len(self._view):
             raise IndexFormatError(f"a bootstrap of {blocks} blocks in {len(self._view)} bytes")
-        name, device_blocks, self._mapped = layout.DEVICE.unpack_from(self._view, 128 * device_slot)
-        if self._mapped < blocks:
+        name, device_blocks, mapped = layout.DEVICE.unpack_from(self._view, 128 * device_slot)
+        if mapped < blocks:
             raise IndexFormatError("the device is mapped over the bootstrap")
-        self.root, self.inodes = root, inodes
+        self.root, self.inodes, self.blocks = root, inodes, blocks
         self.device_bytes = device_blocks * layout.BLOCK
         self.device_name = name.rstrip(b"\0").decode("ascii", "replace")
         if not self.inode(root).is_directory:
             raise IndexFormatError("the root is no directory")
+
+    def _content_block(self, nid: int, size: int, chunk_format: int, end: int) -> int:
+        """The first block of a file's one chunk on the device."""
+        if size == 0 or chunk_format != layout.chunk_format(size):
+            raise IndexFormatError(f"inode {nid} of {size} bytes has the chunk format {chunk_format:#x}")
+        index = self._bytes(layout.index_offset(end), layout.CHUNK_INDEX.size)
+        device, block = layout.CHUNK_INDEX.unpack(index)
+        if device != layout.CONTENT_DEVICE:
+            raise IndexFormatError(f"inode {nid} has its content on device {device}")
+        return int(block)
 
     def _block_count(self, inode: Inode) -> int:
         if not inode.is_directory:

@@ -50,7 +50,7 @@ def write_bootstrap(tree: Tree, content: Mapping[Node, int], device_bytes: int, 
     image = bytearray(blocks * layout.BLOCK)
     for serial, (node, place) in enumerate(places.of.items(), 1):
         if node.type is EntryType.FILE:
-            address = blocks + content[node] // layout.BLOCK if node.size else layout.NO_ADDRESS
+            address = layout.chunk_format(node.size) if node.size else layout.NO_ADDRESS
         elif node.type in (EntryType.CHARACTER, EntryType.BLOCK):
             address = _rdev(node)
         else:
@@ -59,8 +59,11 @@ def write_bootstrap(tree: Tree, content: Mapping[Node, int], device_bytes: int, 
         if node.type is EntryType.DIRECTORY:
             _write_directory(image, places.directories[node], place, places.of)
         elif node.type is EntryType.SYMLINK:
-            at = place.inline_offset if place.is_inline else place.address * layout.BLOCK
+            at = place.end if place.is_inline else place.address * layout.BLOCK
             image[at : at + len(node.link)] = node.link
+        elif node.type is EntryType.FILE and node.size:
+            block = content[node] // layout.BLOCK
+            layout.CHUNK_INDEX.pack_into(image, layout.index_offset(place.end), layout.CONTENT_DEVICE, block)
     layout.DEVICE.pack_into(image, 128 * layout.DEVICE_TABLE_SLOT, name.hex().encode(), device_blocks, blocks)
     _write_superblock(image, blocks, places.of[tree.root].offset // layout.SLOT, len(places.of), name)
     return bytes(image)
@@ -77,7 +80,8 @@ class _Place(msgspec.Struct, gc=False, eq=False):
     address: int = layout.NO_ADDRESS  # first block of data that is not inline
 
     @property
-    def inline_offset(self) -> int:
+    def end(self) -> int:
+        """Behind the xattrs: inline data, if any, or soon the index."""
         return self.offset + layout.INODE.size + len(self.xattrs)
 
 
@@ -147,6 +151,8 @@ class _Places:
         # The kernel wants inline data within one block; an inode may cross, but is quicker read if it does not.
         is_inline = 0 < tail <= layout.BLOCK - fixed % layout.BLOCK
         needed = fixed + tail if is_inline else fixed
+        if node.type is EntryType.FILE and size:
+            needed = layout.index_offset(fixed) + layout.CHUNK_INDEX.size  # never across blocks, as it is aligned
         gap_start, gap_end = self._gap
         if needed <= gap_end - gap_start:
             offset = gap_start
@@ -174,7 +180,7 @@ def _write_inode(image: bytearray, node: Node, place: _Place, address: int, seri
     layout.INODE.pack_into(
         image,
         place.offset,
-        layout.EXTENDED | (layout.FLAT_INLINE if place.is_inline else layout.FLAT_PLAIN),
+        layout.EXTENDED | _data_layout(node, place),
         (len(place.xattrs) - layout.XATTR_HEADER.size) // 4 + 1 if place.xattrs else 0,
         _KIND[node.type][0] | node.mode,
         place.size,
@@ -191,6 +197,12 @@ def _write_inode(image: bytearray, node: Node, place: _Place, address: int, seri
         image[at : at + len(place.xattrs)] = place.xattrs
 
 
+def _data_layout(node: Node, place: _Place) -> int:
+    if place.is_inline:
+        return layout.FLAT_INLINE
+    return layout.CHUNK_BASED if node.type is EntryType.FILE and node.size else layout.FLAT_PLAIN
+
+
 def _write_directory(image: bytearray, directory: _Directory, place: _Place, places: Mapping[Node, _Place]) -> None:
     starts = directory.starts
     for block, start in enumerate(starts):
@@ -201,7 +213,7 @@ def _write_directory(image: bytearray, directory: _Directory, place: _Place, pla
         )
         packed = pack_block(entries, stop - start)
         is_tail = place.is_inline and block == len(starts) - 1
-        at = place.inline_offset if is_tail else (place.address + block) * layout.BLOCK
+        at = place.end if is_tail else (place.address + block) * layout.BLOCK
         image[at : at + len(packed)] = packed
 
 
@@ -224,7 +236,7 @@ def _write_superblock(image: bytearray, blocks: int, root: int, inodes: int, nam
             0,
             name[:16],
             layout.VOLUME,
-            layout.INCOMPAT_DEVICE_TABLE,
+            layout.INCOMPAT_CHUNKED_FILE | layout.INCOMPAT_DEVICE_TABLE,
             0,
             1,
             layout.DEVICE_TABLE_SLOT,
