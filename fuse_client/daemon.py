@@ -68,7 +68,9 @@ async def open_node(settings: NodeSettings, *, snapshotter: bool = True) -> Asyn
         features = await kernel_features(settings.run_dir)
         driver, driver_name, reason = choose_driver(settings, features)
 
-        store = LmdbChunkStore.open(settings.root / "cache", quota_bytes=int(settings.cache.max_bytes))
+        # Not durable commit by commit: a cache may lose what came last, and a start must not wait for the disk.
+        quota = int(settings.cache.max_bytes)
+        store = LmdbChunkStore.open(settings.root / "cache", quota_bytes=quota, durable=False)
         stack.callback(store.close)
         writer = await stack.enter_async_context(Writer())
         client = await stack.enter_async_context(ProxyClient.open(settings))

@@ -35,6 +35,7 @@ from fastpull.fuse_client.tracer import Tracer
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5.0
+FLUSHES_PER_SYNC = 10  # a power loss costs what was fetched since: it is fetched again
 FLUSHES_PER_LOOK = 12  # a look at which chunks were used costs 1 ms for each chain
 RETRY_HOLDER_SECONDS = 30.0
 
@@ -134,10 +135,13 @@ class Node:
             if turn % FLUSHES_PER_LOOK == 0:
                 for device in self.chains.devices():
                     self.store.touch(device.take_used())
-                self.store.release_resident()
+            self.store.release_resident()
             try:
                 await self.writer.run(self.store.flush)
-            except CacheError as exc:
+                if turn % FLUSHES_PER_SYNC == 0:
+                    # Not on the writer's thread: what is fetched meanwhile goes on being stored.
+                    await asyncio.to_thread(self.store.sync)
+            except (CacheError, OSError) as exc:
                 log.warning("the node cache can not be tidied up: %s", exc)
 
     async def watch_holder(self) -> None:
