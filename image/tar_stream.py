@@ -157,7 +157,12 @@ class _Reader:
         size = header.size
         if not 0 <= size <= MAX_EXTENSION_BYTES:
             raise LayerFormatError(f"an extended header of {size} bytes; readers take {MAX_EXTENSION_BYTES}")
-        data = b"".join(self._content(size))
+        end = self._at + size
+        if end <= len(self._piece):
+            data = self._piece[self._at : end]
+            self._at = end
+        else:
+            data = b"".join(self._content(size))
         self._skip_padding(-size % BLOCK)
         return data
 

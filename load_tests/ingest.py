@@ -1,6 +1,6 @@
 """Ingest of real layers beside containerd's unpack of the same ones.
 
-    .venv/bin/python load_tests/ingest.py [--json FILE] [--cache DIR] [--rounds N]
+    .venv/bin/python load_tests/ingest.py [--json FILE] [--cache DIR] [--rounds N] [--layer NAME …]
                                           [--without-containerd] [--without-8gb]
 
 Layers: Python packages as an image would hold them (byte code included), gzip level 6. Both sides read the blobs
@@ -111,7 +111,7 @@ def unpack(layers: Sequence[LayerFile], scratch: Path) -> Callable[[], float]:
 
 
 def measure(report: Report, args: argparse.Namespace) -> None:
-    layers = [layer(name, requirements, args.cache) for name, requirements in LAYERS.items()]
+    layers = [layer(name, LAYERS[name], args.cache) for name in args.layer or LAYERS]
     tar_bytes = sum(item.tar_bytes for item in layers)
     blob_bytes = sum(item.path.stat().st_size for item in layers)
     print(f"{len(layers)} layers, {tar_bytes / 1e6:.0f} MB of tar in {blob_bytes / 1e6:.0f} MB of gzip")
@@ -290,6 +290,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("/var/tmp/fastpull-load"), help="keeps downloads and layers")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layer", action="append", choices=sorted(LAYERS), help="only this one; may be repeated")
     parser.add_argument("--without-containerd", action="store_true")
     parser.add_argument("--without-8gb", action="store_true")
     main("Ingest", measure, parser)
