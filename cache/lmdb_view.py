@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Protocol, Self
 
-from fastpull.cache.chunk_index import ChunkIndex
+import lmdb
+
 from fastpull.cache.digest import ChunkId
 from fastpull.cache.errors import ChunkCorruptError
 from fastpull.cache.records import ENCODINGS, ENTRY, ENTRY_VERSION, unpack_entry
@@ -18,6 +19,13 @@ _GAP = 64 * 1024  # read through rather than around
 _new_tuple = tuple.__new__
 
 
+class Index(Protocol):
+    """``ChunkIndex``: the environment, and its database of chunks."""
+
+    environment: lmdb.Environment
+    index: lmdb._Database
+
+
 class LmdbView:
     """A read transaction. ``get`` copies nothing; its buffers are valid until the ``with`` block ends.
 
@@ -27,7 +35,7 @@ class LmdbView:
 
     __slots__ = ("_find", "_maps", "_segments", "_transaction")
 
-    def __init__(self, index: ChunkIndex, segments: Segments) -> None:
+    def __init__(self, index: Index, segments: Segments) -> None:
         self._transaction = index.environment.begin(index.index)
         self._find = self._transaction.get
         self._segments = segments
