@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from fastpull.cache.codec import decode
 from fastpull.cache.digest import ChunkId, Digest, chunk_id
 from fastpull.cache.errors import CacheError, ChunkCorruptError
-from fastpull.cache.store import ChunkStore, Encoding, StoredChunk
+from fastpull.cache.store import ChunkView, Encoding, StoredChunk
 from fastpull.fuse_client.errors import ProxyError
-from fastpull.fuse_client.fetch.fetcher import Fetcher, Waited
+from fastpull.fuse_client.fetch.fetcher import Waited
 from fastpull.fuse_client.fetch.queue import Want
 from fastpull.fuse_client.session.files import Buffers, DeviceReadError
 from fastpull.image.chunk_map import ChunkMap, Piece
@@ -35,12 +36,32 @@ _DROP_IN_USE = bytes(value & ~_IN_USE for value in range(256))
 _DROP_TOUCHED = bytes(value & ~_TOUCHED for value in range(256))
 
 
+def _nothing() -> None:
+    pass
+
+
 class Observer(Protocol):
     """Learns what readers do: ``trace.Recorder``."""
 
     def touched(self, index: int) -> None: ...
 
     def waited(self, offset: int, length: int, waited: Waited) -> None: ...
+
+
+class LocalChunks(Protocol):
+    """``ChunkStore``, as far as a device reads it."""
+
+    def view(self) -> AbstractContextManager[ChunkView]: ...
+
+    def has(self, chunks: Sequence[ChunkId]) -> list[bool]: ...
+
+
+class FetchesChunks(Protocol):
+    """``Fetcher``, as far as a device needs it."""
+
+    async def get(
+        self, chain: Digest, wants: Sequence[Want], window: Iterable[Want] = ()
+    ) -> tuple[Mapping[ChunkId, bytes], Waited]: ...
 
 
 class _Unobserved:
@@ -63,8 +84,8 @@ class ChainDevice:
         self,
         chain: Digest,
         chunk_map: ChunkMap,
-        store: ChunkStore,
-        fetcher: Fetcher,
+        store: LocalChunks,
+        fetcher: FetchesChunks,
         drop: Callable[[Sequence[ChunkId]], Awaitable[object]],
         *,
         verify_always: bool = False,
@@ -75,6 +96,7 @@ class ChainDevice:
         self.size = -(-chunk_map.device_bytes // BLOCK) * BLOCK  # what the session asks of every file
         self.window_bytes = window_bytes
         self.observer: Observer = _Unobserved()
+        self.on_forget: Callable[[], None] = _nothing  # others who remember touches: a child of the portable driver
         self.reads = 0
         self.misses = 0
         self.damaged = 0
@@ -228,13 +250,25 @@ class ChainDevice:
 
     def take_used(self) -> list[ChunkId]:
         """Chunks used since the last call, for the store's order of eviction."""
-        used = [self.map.id_at(index) for index, state in enumerate(self._state) if state & _IN_USE]
-        self._state[:] = self._state.translate(_DROP_IN_USE)
-        return used
+        return [self.map.id_at(index) for index in self.take_used_indexes()]
 
     def forget_touches(self) -> None:
         """Report every chunk to the observer again at its next use."""
         self._state[:] = self._state.translate(_DROP_TOUCHED)
+        self.on_forget()
+
+    def take_used_indexes(self) -> list[int]:
+        """``take_used``, as places in the chunk map."""
+        used = [index for index, state in enumerate(self._state) if state & _IN_USE]
+        self._state[:] = self._state.translate(_DROP_IN_USE)
+        return used
+
+    def used_elsewhere(self, indexes: Iterable[int], reads: int) -> None:
+        """Somebody else read these places of the map out of the store, in so many reads; others are left out."""
+        for index in indexes:
+            if index < len(self._state):
+                self._touch(index)
+        self.reads += reads
 
     def needs(self, chunk: ChunkId) -> bool:
         """Whether a reader of this device has used the chunk: it is evicted last."""
