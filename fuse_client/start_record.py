@@ -67,6 +67,7 @@ class StartRecord(msgspec.Struct, frozen=True, kw_only=True):
     fetched: tuple[Fetched, ...] = ()
     vain_chunks: int = 0  # fetched, and not touched until the end of the start
     vain_bytes: int = 0  # content
+    vain_received_bytes: int = 0  # as sent, compressed
     chunks: int = 0  # of the whole image
     content_bytes: int = 0
 

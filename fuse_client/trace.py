@@ -38,7 +38,7 @@ class Recorder:
         self._mounted_at = clock()
         self._indexes = array("I")
         self._at_ms = array("I")
-        self._fetched: dict[ChunkId, int] = {}
+        self._fetched: dict[ChunkId, tuple[int, int]] = {}  # received and content bytes
         self._by_lane = {lane: [0, 0, 0] for lane in Lane}  # chunks, received bytes, content bytes
         self._open = True
 
@@ -76,7 +76,7 @@ class Recorder:
         counts[1] += received
         counts[2] += content
         if len(self._fetched) < MAX_FETCHED:
-            self._fetched[chunk] = content
+            self._fetched[chunk] = received, content
 
     def verdict(self, *, settle_seconds: float, max_seconds: float) -> EndedBy | None:
         """Whether the start is over: it has begun in earnest, and nothing new was touched for a while."""
@@ -120,7 +120,7 @@ class Recorder:
         pieces = self._pieces
         touched = {pieces.id_at(index) for index in self._indexes}
         planned = {pieces.id_at(index) for index in plan}
-        vain = [size for chunk, size in self._fetched.items() if chunk not in touched]
+        vain = [sizes for chunk, sizes in self._fetched.items() if chunk not in touched]
         return StartRecord(
             chain_id=self._chain_id,
             started_at=self.started_at,
@@ -139,7 +139,8 @@ class Recorder:
                 for lane, (chunks, received, content) in self._by_lane.items()
             ),
             vain_chunks=len(vain),
-            vain_bytes=sum(vain),
+            vain_bytes=sum(content for _, content in vain),
+            vain_received_bytes=sum(received for received, _ in vain),
             chunks=len(pieces),
             content_bytes=sum(map(pieces.size_at, range(len(pieces)))),
         )

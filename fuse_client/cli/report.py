@@ -73,7 +73,8 @@ def report(settings: NodeSettings, name: str, platform: str, *, as_json: bool, h
 def _write(found: Report, *, as_json: bool, html: Path | None) -> None:
     if html is not None:
         html.write_text(page(found), encoding="utf-8")
-        sys.stderr.write(f"written: {html}\n")
+        if not as_json:
+            sys.stdout.write(f"the report is written to {html}\n")
     if as_json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(found)).decode() + "\n")
     elif html is None:

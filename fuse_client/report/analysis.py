@@ -66,6 +66,7 @@ class Report(Part, frozen=True, kw_only=True):
     fetched: tuple[Fetched, ...]
     vain_chunks: int
     vain_bytes: int
+    vain_received_bytes: int
     planned_chunks: int
     planned_bytes: int
     plan_hits: int  # touched chunks that the plan had
@@ -150,6 +151,7 @@ def analyse(
         fetched=record.fetched,
         vain_chunks=record.vain_chunks,
         vain_bytes=record.vain_bytes,
+        vain_received_bytes=record.vain_received_bytes,
         planned_chunks=record.planned_chunks,
         planned_bytes=record.planned_bytes,
         plan_hits=hits,

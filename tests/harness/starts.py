@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness.containerd import SNAPSHOTTER, Containerd
 from harness.processes import run
+from harness.waiting import until
 
 NAMESPACE = "default"
 STARTED, READY = "started", "ready"  # first words of what the image's program prints
@@ -65,6 +66,18 @@ def pull(containerd: Containerd, image: str, snapshotter: str, *, seconds: float
             namespace=NAMESPACE,
             seconds=seconds,
         )
+
+
+def until_connected(containerd: Containerd, snapshotter: str) -> None:
+    """Wait until containerd has noticed, at its own pace, that a snapshotter that was restarted is back."""
+
+    def answers() -> bool:
+        snapshots = ("snapshots", "--snapshotter", snapshotter)
+        containerd.ctr(*snapshots, "prepare", "probe", namespace=NAMESPACE)
+        containerd.ctr(*snapshots, "rm", "probe", namespace=NAMESPACE)
+        return True
+
+    until(answers, "containerd reaches its snapshotter", every=0.5, ignore=(AssertionError,))
 
 
 def run_container(
