@@ -117,7 +117,7 @@ def _time_line(report: Report) -> Iterator[str]:
 def _layers(report: Report) -> Iterator[str]:
     if not report.layers:
         return
-    yield "<h2>Layers</h2><p>Which layer was needed when: the darker, the more. The lowest layer stands on top.</p>"
+    yield "<h2>Layers</h2><p>Which layer was needed when: the stronger, the more. The lowest layer stands on top.</p>"
     most = max([1, *(count for layer in report.layers for count in layer.touched_by_step)])
     rows: list[str] = []
     for row, layer in enumerate(report.layers):
@@ -187,9 +187,11 @@ def _chart(report: Report, bars: Iterable[str], top: str) -> str:
 
 def _times(report: Report, y: int) -> str:
     total = STEPS * report.step_seconds
+    digits = 2 if total < 4 else 1
     return "".join(
         f'<text x="{_LEFT + part * _WIDTH / 4:.0f}" y="{y}" '
-        f'text-anchor="{"start" if not part else "end" if part == 4 else "middle"}">{total * part / 4:.1f} s</text>'
+        f'text-anchor="{"start" if not part else "end" if part == 4 else "middle"}">'
+        f"{total * part / 4:.{digits}f} s</text>"
         for part in range(5)
     )
 

@@ -16,7 +16,7 @@ CAUSE_TEXT = {
     "fetch": "for bytes on the network",
     "queue": "for a free connection",
     "inflate": "for decompression",
-    "disk": "for this node's disk",
+    "disk": "for this node's disk, and the check of its bytes",
 }
 ENDED_TEXT = {
     "": "it goes on",

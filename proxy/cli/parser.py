@@ -46,6 +46,18 @@ Write the hosts.toml files that send containerd's pulls through the proxy. Where
 answer, containerd goes to the registry itself. Shows what would change, then writes.
 """
 
+_TRACE = """\
+Start an image once on purpose, on this machine, and learn from it: for images that go live the first time. The
+running `fastpull-node serve` of this machine mounts the image; COMMAND (or the image's own) runs in it as root with
+a mount and PID namespace of its own and this machine's network; what it writes is thrown away. Needs root.
+
+examples:
+  fastpull-proxy trace registry.example/team/server:7
+  fastpull-proxy trace registry.example/team/server:7 -- python3 -c 'import torch'
+
+exit codes: 0 learned · 1 it failed, the message says why · 2 wrong usage
+"""
+
 _PLAN = """\
 What has been learned about the starts of an image: the chunks that a start needs, in their order.
 Plans never change what a container reads, only how soon it is there.
@@ -91,6 +103,14 @@ def build_parser() -> _Parser:
     hosts.add_argument("--dry-run", action="store_true", help="only show what would change")
     hosts.add_argument("--config", type=Path, metavar="FILE", help="the proxy's settings: their upstreams are written")
     hosts.add_argument("--proxy", metavar="URL", help="as the nodes reach it (default: from the settings)")
+
+    trace = _command(commands, "trace", "learn from a start that is made on purpose", _TRACE)
+    trace.add_argument("image", metavar="IMAGE")
+    trace.add_argument("arguments", nargs="*", metavar="-- COMMAND", help="default: what the image says")
+    trace.add_argument("--seconds", type=float, default=120.0, help="end the command then (default %(default)s)")
+    trace.add_argument("--node-config", type=Path, metavar="FILE", help="the settings of this machine's node")
+    _platform(trace)
+    _connection(trace)
 
     _plan(commands)
     return parser

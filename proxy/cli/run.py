@@ -61,7 +61,7 @@ def _dispatch(options: argparse.Namespace) -> int:
 
 def _ask(options: argparse.Namespace) -> int:
     """The commands that talk to a running proxy."""
-    from fastpull.proxy.cli import plan, purge, status, warm
+    from fastpull.proxy.cli import plan, purge, status, trace, warm
 
     url = options.proxy or own_url(_settings(None))
     with ProxyConnection(url, ca=options.ca, certificate=options.cert, key=options.key) as proxy:
@@ -74,6 +74,15 @@ def _ask(options: argparse.Namespace) -> int:
                 return status.images(proxy, as_json=options.json)
             case "purge", _:
                 return purge.purge(proxy, options.image, tag_only=options.tag, as_json=options.json)
+            case "trace", _:
+                return trace.trace(
+                    proxy,
+                    options.image,
+                    options.platform,
+                    options.arguments,
+                    seconds=options.seconds,
+                    config=options.node_config,
+                )
             case "plan", "show":
                 return plan.show(proxy, options.image, options.platform, as_json=options.json)
             case "plan", "export":

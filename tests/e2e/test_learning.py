@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,31 @@ def test_a_running_container_names_its_start(stack: Stack, images: ImageMaker) -
         assert report["used_bytes"] >= NEEDED * MIB
     finally:
         cri.remove_all_pods()
+
+
+def test_a_start_made_on_purpose_teaches_too(stack: Stack, images: ImageMaker) -> None:
+    """``fastpull-proxy trace``: no containerd, nothing is left; the image's first real start finds the plan."""
+    image = images.push(files("d"))
+    stack.proxy.warm(image)
+    tracing = ["trace", "--proxy", stack.proxy.url, "--node-config", str(stack.node.config), image]
+
+    said = run(sys.executable, "-P", "-m", "fastpull.proxy", *tracing, "--", *program("d"))
+
+    assert "ended with exit code 0" in said
+    chain = stack.proxy.get(f"/v1/images?ref={image}")["chain_id"]
+    plan = stack.proxy.get(f"/v1/chains/{chain}/plan")
+    assert plan["starts"] == 1
+    assert len(plan["chunks"]) >= NEEDED * MIB // (256 * 1024)
+    assert stack.node.status()["chains"] == []
+
+
+def test_without_a_node_a_start_on_purpose_says_what_to_do(stack: Stack, tmp_path: Path) -> None:
+    """The remedy is the node's own."""
+    settings = tmp_path / "node.toml"
+    settings.write_text(f'run_dir = "{tmp_path}"\n')
+    tracing = ["trace", "--proxy", stack.proxy.url, "--node-config", str(settings), "registry.test/any:1"]
+
+    said = run(sys.executable, "-P", "-m", "fastpull.proxy", *tracing, check=False)
+
+    assert "no daemon listens" in said
+    assert "remedy: start one with `fastpull-node serve`" in said
