@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import aiofiles
 import msgspec
 
 from fastpull.cache.digest import Digest
@@ -225,4 +226,5 @@ class Images:
                 if blob.size != config.blob_bytes:
                     raise ManifestError(f"the config has {blob.size} bytes, the manifest says {config.blob_bytes}")
                 path = await blob.wait_complete()
-                return await asyncio.to_thread(path.read_bytes)
+                async with aiofiles.open(path, "rb") as file:
+                    return bytes(await file.read())

@@ -144,18 +144,34 @@ class Ingest:
                 content_bytes=built.content_bytes,
                 chunks=built.chunks,
             )
-        if not build and all(layer.stage == "ready" for layer in layers):
-            return ChainState(chain_id=chain_id, state="ready", layers=layers, content_bytes=_content(layers))
         failures = [failure for diff_id in diff_ids if (failure := self.layers.failure(diff_id)) is not None]
         if (failure := self._failures.current(chain_id)) is not None:
             failures.append(failure)
+        if not build and not failures and all(layer.stage == "ready" for layer in layers):
+            return ChainState(chain_id=chain_id, state="ready", layers=layers, content_bytes=_content(layers))
         if failures:
             return ChainState(chain_id=chain_id, state="failed", layers=layers, error=failures[0].error)
         if self._trigger == "on-warm" and not self._was_begun(chain_id, diff_ids):
             return ChainState(chain_id=chain_id, state="unknown", layers=layers, error="not warmed")
         if build:
             self.start(chain_id)
+        else:
+            self._start_layers(diff_ids)
         return ChainState(chain_id=chain_id, state="indexing", layers=layers)
+
+    def _start_layers(self, diff_ids: Sequence[str]) -> None:
+        """Whoever waits for an index must not wait for one that nobody makes."""
+        for diff_id in dict.fromkeys(diff_ids):
+            if not self.layers.is_ready(diff_id) and not self.layers.is_running(diff_id):
+                _ = self._tasks.spawn(self._ensure_quietly(diff_id), name=f"ingest {diff_id}")
+
+    async def _ensure_quietly(self, diff_id: str) -> None:
+        try:
+            await self.layers.ensure(diff_id)
+        except FAILURES as exc:
+            log.warning("layer %s can not be indexed, nodes pull it the usual way: %s", diff_id, exc)
+        finally:
+            self._changes.notify()
 
     def _was_begun(self, chain_id: str, diff_ids: Sequence[str]) -> bool:
         return (

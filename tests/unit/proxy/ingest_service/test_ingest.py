@@ -211,3 +211,16 @@ def again(parts: Parts, trigger: str = "on-pull") -> Parts:
         parts.chains._flights._tasks,
         trigger=trigger,  # type: ignore[arg-type]
     )
+
+
+async def test_whoever_waits_for_an_index_makes_it_begin(parts: Parts) -> None:
+    """A pull that asks without building still gets its layers indexed, when an earlier attempt has failed."""
+    parts.pool.failures[diff_id_of(HIGH)] = [UpstreamUnavailableError("away")]
+    parts.ingest.on_manifest(seen(add_image(parts.mirror, [LOW, HIGH])))
+    assert (await parts.ingest.state(CHAINS[1], 30, build=False)).state == "failed"
+    parts.clock.now += 11
+
+    state = await parts.ingest.state(CHAINS[1], 30, build=False)
+
+    assert state.state == "ready"
+    assert [layer.stage for layer in state.layers] == ["ready", "ready"]
