@@ -19,7 +19,7 @@ from harness.stack import Stack
 from harness.starts import NAMESPACE, pull, remove, until_connected
 from harness.waiting import until
 
-pytestmark = [pytest.mark.root, pytest.mark.containerd, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.containerd, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SNAPSHOTTER = "fastpull"
 MIB = 1 << 20
