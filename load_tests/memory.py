@@ -24,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from harness.images import ImageMaker
+from harness.mounts import unmount_all_below
 from harness.oci import TarEntry, directory, file
 from harness.stack import Stack
 from report import Report, main
@@ -110,7 +111,10 @@ def measure(report: Report, args: argparse.Namespace) -> None:
             report.add("node_rss_mb_10_chains", node.resident, "MiB at most", at_most=150)
             report.add("node_private_mb_10_chains", node.private, "MiB at most")
             report.add("node_rss_mb_at_rest", resident(stack.node.process.pid), "MiB")
+            for number in range(IMAGES):
+                stack.node.command("umount", directory_ / f"mount-{number}")
     finally:
+        unmount_all_below(directory_)
         shutil.rmtree(directory_, ignore_errors=True)
 
 
