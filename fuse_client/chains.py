@@ -27,7 +27,6 @@ from fastpull.fuse_client.errors import (
     ProxyError,
 )
 from fastpull.fuse_client.fetch.client import Artifact, ProxyClient
-from fastpull.fuse_client.session.files import DeviceFile
 from fastpull.image.chunk_map import ChunkMap
 
 log = logging.getLogger(__name__)
@@ -39,21 +38,25 @@ DOWNLOAD_ATTEMPTS = 3  # of files that do not have the promised digest
 
 
 class Devices(Protocol):
-    """``FuseSession``: serves devices as files."""
+    """``FuseSession``, which serves devices as files, and ``PortableServer``, which lends them to processes."""
 
-    def add(self, name: str, device: DeviceFile) -> int: ...
+    def add(self, name: str, device: ChainDevice) -> object: ...
 
     def remove(self, name: str) -> None: ...
 
 
 class Driver(Protocol):
-    """``ErofsDriver``. Raises ``DriverError``."""
+    """``drivers.choice.Drivers``. Raises ``DriverError``."""
 
     async def mount(self, bootstrap: Path, device: Path, target: Path) -> None: ...
 
     async def unmount(self, target: Path, *, lazy: bool = False) -> None: ...
 
     def mounted(self, root: Path) -> Sequence[object]: ...
+
+    def lost(self, target: Path, *, session_is_new: bool) -> bool:
+        """Whether what is mounted there can not be read any more, by nobody."""
+        ...
 
 
 class Follower(Protocol):
@@ -82,7 +85,7 @@ class Chains:
         self,
         files: ChainFiles,
         client: ProxyClient,
-        devices: Devices,
+        devices: Sequence[Devices],
         driver: Driver,
         open_device: Callable[[Digest, ChunkMap], ChainDevice],
         *,
@@ -93,7 +96,7 @@ class Chains:
     ) -> None:
         self._files = files
         self._client = client
-        self._session = devices
+        self._shared = devices
         self._driver = driver
         self._open_device = open_device
         self._device_directory = device_directory
@@ -104,7 +107,7 @@ class Chains:
         self._mounted: dict[Digest, Path] = {}
         self._followed: set[Digest] = set()  # whose start is prefetched and traced
         self._damaged: set[Digest] = set()  # files on disk, wanted
-        self._broken: set[Digest] = set()  # mounted on a FUSE mount that is gone
+        self._broken: set[Digest] = set()  # mounted, and can not be read any more
         self._locks: dict[Digest, tuple[asyncio.Lock, int]] = {}
 
     # -- asking --------------------------------------------------------------------------------------
@@ -193,6 +196,17 @@ class Chains:
                     return
             await self._unmount(chain_id)
 
+    def lost(self, chain_id: Digest) -> None:
+        """What is mounted can not be read any more. Who wants the chain next gets another mount at the same place."""
+        if self._mounted.pop(chain_id, None) is not None:
+            self._broken.add(chain_id)
+
+    async def mount_again(self, chain_id: Digest) -> None:
+        """After ``lost``: do not wait for the next user. Raise ``ChainMountError``."""
+        async with self._alone(chain_id):
+            if chain_id in self._devices and chain_id not in self._mounted:
+                await self._mount_device(chain_id)
+
     # -- after a restart -----------------------------------------------------------------------------
 
     async def register(self, *, session_is_new: bool = False) -> None:
@@ -202,7 +216,7 @@ class Chains:
         the FUSE mount of the earlier daemon is gone, and with it the data of everything mounted on top of it.
         """
         for chain in await asyncio.to_thread(self._files.chains):
-            if session_is_new and self._driver.mounted(self._files.rootfs(chain)):
+            if self._driver.lost(self._files.rootfs(chain), session_is_new=session_is_new):
                 self._broken.add(chain)
             record = await asyncio.to_thread(self._files.record, chain)
             if record is None or not record.users:
@@ -305,7 +319,8 @@ class Chains:
 
     def _add_device(self, chain: Digest, chunk_map: ChunkMap) -> None:
         self._devices[chain] = device = self._open_device(chain, chunk_map)
-        self._session.add(chain.hex, device)
+        for devices in self._shared:
+            devices.add(chain.hex, device)
 
     async def _mount_device(self, chain: Digest) -> None:
         target = self._files.rootfs(chain)
@@ -350,7 +365,8 @@ class Chains:
 
     def _forget_device(self, chain: Digest) -> None:
         if self._devices.pop(chain, None) is not None:
-            self._session.remove(chain.hex)
+            for devices in self._shared:
+                devices.remove(chain.hex)
 
     async def _set_users(self, chain: Digest, record: Record, users: set[str]) -> Record:
         if set(record.users) == users:

@@ -27,15 +27,18 @@ from fastpull.fuse_client.chain_files import ChainFiles
 from fastpull.fuse_client.chains import Chains
 from fastpull.fuse_client.control_messages import FEATURES_FILE
 from fastpull.fuse_client.device import ChainDevice
-from fastpull.fuse_client.drivers.erofs import ErofsDriver
+from fastpull.fuse_client.drivers.choice import Drivers, choose, has_pyfuse3
+from fastpull.fuse_client.drivers.portable import PortableDriver
 from fastpull.fuse_client.drivers.probe import KernelFeatures, probe
-from fastpull.fuse_client.errors import DaemonError
+from fastpull.fuse_client.errors import ChainError, DaemonError
 from fastpull.fuse_client.fetch.client import ProxyClient
 from fastpull.fuse_client.fetch.counters import FetchCounters
 from fastpull.fuse_client.fetch.fetcher import Fetcher
 from fastpull.fuse_client.fetch.keeper import Keeper
 from fastpull.fuse_client.fetch.queue import FetchQueue, Limits
 from fastpull.fuse_client.node import Node, node_name
+from fastpull.fuse_client.portable.children import Children
+from fastpull.fuse_client.portable.server import SOCKET_NAME, PortableServer
 from fastpull.fuse_client.prefetch import Prefetcher
 from fastpull.fuse_client.session.holder_keeper import HolderKeeper
 from fastpull.fuse_client.session.keeper import find_keeper
@@ -49,6 +52,8 @@ from fastpull.image.chunk_map import ChunkMap
 log = logging.getLogger(__name__)
 
 DECODE_THREADS = 4
+WAIT_FOR_DAEMON_SECONDS = 30.0  # by a child of the portable driver, beyond the daemon's own retries
+CRASH_LOOP_SECONDS = 10.0
 
 
 @contextlib.asynccontextmanager
@@ -66,7 +71,19 @@ async def open_node(settings: NodeSettings, *, snapshotter: bool = True) -> Asyn
         mount = await asyncio.to_thread(DevicesMount.open, settings.run_dir, find)
         stack.callback(mount.close)
         features = await kernel_features(settings.run_dir)
-        driver, driver_name, reason = choose_driver(settings, features)
+        choice = choose(settings.driver, features, has_pyfuse3=has_pyfuse3())
+        log.info("driver %s: %s", choice.name, choice.reason)
+        children = Children(settings.run_dir)
+        portable = PortableDriver(
+            children,
+            settings.root,
+            store=settings.root / "cache",
+            socket=settings.run_dir / SOCKET_NAME,
+            wait_seconds=settings.fetch.retry_seconds + WAIT_FOR_DAEMON_SECONDS,
+            verify_always=settings.cache.verify == "always",
+        )
+        children_server = PortableServer()
+        children_server.on_hangup = portable.look
 
         # Not durable commit by commit: a cache may lose what came last, and a start must not wait for the disk.
         quota = int(settings.cache.max_bytes)
@@ -122,8 +139,8 @@ async def open_node(settings: NodeSettings, *, snapshotter: bool = True) -> Asyn
         chains = Chains(
             files,
             client,
-            session,
-            driver,
+            (session, children_server),
+            Drivers(choice, features, portable),
             open_device,
             device_directory=mount.path,
             prefetcher=prefetcher,
@@ -134,15 +151,26 @@ async def open_node(settings: NodeSettings, *, snapshotter: bool = True) -> Asyn
         def in_use(chunk: ChunkId) -> bool:
             return any(device.needs(chunk) for device in chains.devices())
 
+        def child_died(target: Path, lived_seconds: float) -> None:
+            chain = Digest(target.parent.name)
+            chains.lost(chain)
+            if lived_seconds > CRASH_LOOP_SECONDS:  # else only the next user starts another one
+                _ = tasks.spawn(_mount_again(chains, chain), name=f"mount {chain} again")
+
         store.protect(in_use)
         await chains.register(session_is_new=not mount.resumed)
         session.start()
+        if choice.name == "fuse" or children.living():
+            await stack.enter_async_context(children_server.listen(settings.run_dir))
+            portable.on_lost = child_died
+            _ = tasks.spawn(portable.watch(), name="watch the children")
         spool.start()
         node = Node(
             settings=settings,
             features=features,
-            driver_name=driver_name,
-            driver_reason=reason,
+            driver_name=choice.name,
+            driver_reason=choice.reason,
+            portable=portable,
             store=store,
             writer=writer,
             client=client,
@@ -204,6 +232,15 @@ async def serve(
         raise DaemonError(f"the FUSE mount is gone: {reason}", remedy="start the daemon anew")
 
 
+async def _mount_again(chains: Chains, chain: Digest) -> None:
+    try:
+        await chains.mount_again(chain)
+    except ChainError as exc:
+        log.error("%s; the next container that needs it tries again", exc)  # noqa: TRY400 - the message says all
+    else:
+        log.warning("chain %s is mounted again for new containers", chain)
+
+
 async def _restore(node: Node) -> None:
     await node.chains.restore()
     node.session.settle()
@@ -263,17 +300,6 @@ def limits(settings: NodeSettings) -> Limits:
         batch_bytes=settings.fetch.batch_bytes,
         prefetch_batch_bytes=2 * settings.fetch.batch_bytes,
     )
-
-
-def choose_driver(settings: NodeSettings, features: KernelFeatures) -> tuple[ErofsDriver, str, str]:
-    """The driver, its name and why it was taken. Raise ``DriverError``."""
-    if settings.driver == "fuse":
-        raise DaemonError('driver = "fuse" is not available yet', remedy='use driver = "auto"')
-    if features.erofs_file_backed:
-        reason = "the kernel mounts EROFS from files" + (", directly" if features.erofs_directio else "")
-    else:
-        reason = "the kernel mounts EROFS from loop devices"
-    return ErofsDriver(features), "erofs", reason
 
 
 async def kernel_features(run_dir: Path) -> KernelFeatures:

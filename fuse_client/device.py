@@ -60,7 +60,7 @@ class FetchesChunks(Protocol):
     """``Fetcher``, as far as a device needs it."""
 
     async def get(
-        self, chain: Digest, wants: Sequence[Want], window: Iterable[Want] = ()
+        self, chain: Digest, wants: Sequence[Want], window: Iterable[Want] = (), /
     ) -> tuple[Mapping[ChunkId, bytes], Waited]: ...
 
 

@@ -59,6 +59,14 @@ class NodeCollector(Collector):
         info = GaugeMetricFamily(PREFIX + "info", "Version and driver", labels=["version", "driver"])
         info.add_metric([status.version, status.driver], 1.0)
         yield info
+        driver = GaugeMetricFamily(PREFIX + "driver", "The driver for new mounts, and why", labels=["driver", "reason"])
+        driver.add_metric([status.driver, status.driver_reason], 1.0)
+        yield driver
+        portable = status.portable
+        yield GaugeMetricFamily(PREFIX + "portable_mounts", "Mounts of the portable driver", value=portable.processes)
+        yield CounterMetricFamily(
+            PREFIX + "portable_deaths", "Processes of such mounts that died", value=portable.deaths
+        )
         yield GaugeMetricFamily(PREFIX + "chains", "Mounted chains", value=len(status.chains))
         for name, text, value in (
             ("reads", "Reads of mounted chains", sum(chain.reads for chain in status.chains)),

@@ -17,6 +17,7 @@ from fastpull.cache.writer import Writer
 from fastpull.config.node import NodeSettings
 from fastpull.fuse_client.chains import CONTAINERD, Chains
 from fastpull.fuse_client.device import ChainDevice
+from fastpull.fuse_client.drivers.portable import PortableDriver
 from fastpull.fuse_client.drivers.probe import KernelFeatures
 from fastpull.fuse_client.errors import ChainInUseError
 from fastpull.fuse_client.fetch.client import ProxyClient
@@ -28,7 +29,15 @@ from fastpull.fuse_client.session.errors import KeeperError
 from fastpull.fuse_client.session.keeper import find_keeper
 from fastpull.fuse_client.session.server import FuseSession
 from fastpull.fuse_client.session.takeover import DevicesMount
-from fastpull.fuse_client.status import CacheStatus, ChainStatus, FetchStatus, NodeStatus, ProxyStatus, version
+from fastpull.fuse_client.status import (
+    CacheStatus,
+    ChainStatus,
+    FetchStatus,
+    NodeStatus,
+    PortableStatus,
+    ProxyStatus,
+    version,
+)
 from fastpull.fuse_client.trace_spool import TraceSpool
 from fastpull.fuse_client.tracer import Tracer
 
@@ -48,6 +57,7 @@ class Node:
     features: KernelFeatures
     driver_name: str
     driver_reason: str
+    portable: PortableDriver
     store: LmdbChunkStore
     writer: Writer
     client: ProxyClient
@@ -78,6 +88,7 @@ class Node:
             root=str(self.settings.root),
             driver=self.driver_name,
             driver_reason=self.driver_reason,
+            portable=PortableStatus(processes=self.portable.serving, deaths=self.portable.deaths),
             kernel=self.features,
             holder=self.mount.keeper.description,
             holder_is_up=not self.holder_gone.is_set(),

@@ -51,12 +51,20 @@ class FetchStatus(StatusMessage, frozen=True, kw_only=True):
     waited_seconds: float
 
 
+class PortableStatus(StatusMessage, frozen=True, kw_only=True):
+    """Of the portable driver; all 0 where EROFS serves all mounts."""
+
+    processes: int = 0  # one for each mount
+    deaths: int = 0  # since the daemon started
+
+
 class NodeStatus(StatusMessage, frozen=True, kw_only=True):
     version: str
     pid: int
     root: str
     driver: str
     driver_reason: str
+    portable: PortableStatus = PortableStatus()
     kernel: KernelFeatures
     holder: str
     holder_is_up: bool

@@ -27,6 +27,9 @@ def status_lines(report: NodeStatus) -> Iterator[str]:
     """The report for people. Pure."""
     yield f"fastpull-node {report.version}, pid {report.pid}"
     yield f"driver:      {report.driver} ({report.driver_reason})"
+    if report.portable.processes or report.portable.deaths:
+        died = f", {report.portable.deaths} DIED" if report.portable.deaths else ""
+        yield f"processes:   {report.portable.processes} of the portable driver, one for each mount{died}"
     yield f"kernel:      {_kernel(report.kernel)}"
     kept = report.holder if report.holder_is_up else f"nobody: {report.holder} is gone"
     yield f"mounts kept: by {kept}"

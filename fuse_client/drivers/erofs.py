@@ -66,7 +66,12 @@ class ErofsDriver:
 
     def mounted(self, root: Path) -> list[MountPoint]:
         """The EROFS mounts at ``root`` or below."""
-        return [mount for mount in mounts_below(root) if mount.fstype == "erofs"]
+        return erofs_mounts(root)
+
+
+def erofs_mounts(root: Path) -> list[MountPoint]:
+    """The EROFS mounts at ``root`` or below."""
+    return [mount for mount in mounts_below(root) if mount.fstype == "erofs"]
 
 
 def _backing_devices() -> set[str]:

@@ -46,7 +46,7 @@ class DaemonLink:
         self._path = path
         self._chain = chain
         self._wait_seconds = wait_seconds
-        self._on_again = on_again
+        self.on_again = on_again
         self._waiting: dict[int, _Waiting] = {}
         self._ids = itertools.count(1)
         self._writer: asyncio.StreamWriter | None = None
@@ -117,7 +117,7 @@ class DaemonLink:
             head = frames.unpack_head(await reader.readexactly(frames.HEAD_BYTES), from_child=False)
             body = await reader.readexactly(head.body_bytes) if head.body_bytes else b""
             if head.kind is Kind.AGAIN:
-                self._on_again()
+                self.on_again()
             else:
                 self._answer(head, body)
 

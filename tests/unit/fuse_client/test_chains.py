@@ -62,6 +62,9 @@ class FakeKernel:
     def mounted(self, root: Path) -> Sequence[Path]:
         return [path for path in self.at if path.is_relative_to(root)]
 
+    def lost(self, target: Path, *, session_is_new: bool) -> bool:
+        return session_is_new and target in self.at
+
 
 class FakeSession:
     def __init__(self) -> None:
@@ -122,7 +125,7 @@ class World:
         chains = Chains(
             self.files,
             self.client,
-            session,  # type: ignore[arg-type]
+            (session,),  # type: ignore[arg-type]
             self.kernel,
             open_device,
             device_directory=self.root / "devices",
@@ -259,6 +262,23 @@ async def test_a_lost_fuse_mount_is_replaced(world: World, caplog: pytest.LogCap
         assert node.chains.mounted() == {world.chain: path}
     assert (world.kernel.lazily, world.kernel.mounts) == ([path], 2)
     assert "must be restarted" in caplog.text
+
+
+@pytest.mark.parametrize("again_by", ["mount", "mount_again"])
+async def test_a_mount_that_can_not_be_read_is_replaced(world: World, again_by: str) -> None:
+    """By the next user, or before: the old tree is detached for those who still have it, the place is the same."""
+    async with world.daemon() as node:
+        path = await node.chains.mount(world.chain, "first")
+        node.chains.lost(world.chain)
+        assert node.chains.mounted() == {}
+        if again_by == "mount":
+            assert await node.chains.mount(world.chain, "second") == path
+        else:
+            await node.chains.mount_again(world.chain)
+        assert node.chains.mounted() == {world.chain: path}
+        assert (world.kernel.lazily, world.kernel.mounts) == ([path], 2)
+        await node.chains.mount_again(world.chain)
+        assert world.kernel.mounts == 2, "it is mounted"
 
 
 @pytest.mark.parametrize("name", [BOOTSTRAP, CHUNK_MAP])

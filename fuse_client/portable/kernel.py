@@ -1,0 +1,126 @@
+"""pyfuse3's session: the mount, the loop that answers it, and what keeps the two from waiting for each other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import select
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+from fastpull.fuse_client.drivers.errors import MountError
+from fastpull.fuse_client.drivers.mounts import mounts_at
+from fastpull.fuse_client.portable.library import pyfuse3
+from fastpull.fuse_client.portable.operations import TreeOperations
+
+log = logging.getLogger(__name__)
+
+SUBTYPE = "fastpull-tree"
+FSTYPE = f"fuse.{SUBTYPE}"
+
+# Requests in progress, most of which would be reads that wait for the network. Also the least number of worker tasks:
+# pyfuse3 ends workers beyond that as soon as they are idle, and (3.5) never forgets the ended ones.
+_WORKERS = 64
+
+# As for EROFS: sequential reads gain up to here, and a page fault of what is not local must not fetch more.
+_READAHEAD_KIB = 512
+_BDI = Path("/sys/class/bdi")
+_CONNECTIONS = Path("/sys/fs/fuse/connections")
+_MAX_BACKGROUND = 48  # readahead in flight; the kernel's 12 let a few misses keep all others from reading ahead
+
+_LONGEST_READ_SECONDS = 0.5  # of /dev/fuse; see _never_stuck
+_INLINE_REQUESTS = 64  # answered one after the other before others on the event loop have their turn
+
+
+@contextlib.asynccontextmanager
+async def mounted(operations: TreeOperations, target: Path, token: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Mount, and give the coroutine function that answers until the mount is gone. Raise ``MountError``.
+
+    ``token`` is the mount's source in ``/proc/self/mountinfo``. At the end nothing is unmounted: what lies on
+    ``target`` by then may be another mount.
+    """
+    pyfuse3.asyncio.enable()
+    options = {"ro", "suid", "dev", "allow_other", "default_permissions"}
+    # No max_read: libfuse wants it said in INIT too, which pyfuse3 does not offer. Reads are of up to 1 MiB anyway.
+    options |= {f"fsname={token}", f"subtype={SUBTYPE}"}
+    try:
+        pyfuse3.init(operations, str(target), options)
+    except RuntimeError as exc:
+        raise MountError("mount fuse on", target, 0, str(exc), remedy="its log says more") from exc
+    try:
+        _tune(target)
+        yield _answer
+    finally:
+        pyfuse3.close(unmount=False)
+
+
+async def _answer() -> None:
+    with _never_stuck(), _quick_waits():
+        await pyfuse3.main(min_tasks=_WORKERS, max_tasks=_WORKERS)
+
+
+def _tune(target: Path) -> None:
+    """Best effort: without, all works in smaller pieces."""
+    found = mounts_at(target)
+    if not found:
+        return
+    device = found[-1].device
+    for path, value in (
+        (_BDI / device / "read_ahead_kb", _READAHEAD_KIB),
+        (_CONNECTIONS / device.partition(":")[2] / "max_background", _MAX_BACKGROUND),
+        (_CONNECTIONS / device.partition(":")[2] / "congestion_threshold", _MAX_BACKGROUND * 3 // 4),
+    ):
+        with contextlib.suppress(OSError):
+            path.write_text(str(value))
+
+
+@contextlib.contextmanager
+def _never_stuck() -> Iterator[None]:
+    """Interrupt system calls twice a second.
+
+    pyfuse3 waits until ``/dev/fuse`` is readable and then reads, holding the GIL. A caller that is killed in
+    between takes its request back, and the read sleeps until the next request: nobody else is answered meanwhile,
+    not even those whose bytes have come. Interrupted, pyfuse3 waits again.
+    """
+    before = signal.signal(signal.SIGALRM, lambda _number, _frame: None)
+    signal.setitimer(signal.ITIMER_REAL, _LONGEST_READ_SECONDS, _LONGEST_READ_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _quick_waits() -> Iterator[None]:
+    """Look whether a request is there already before asking the event loop to wait for one.
+
+    pyfuse3's own wait goes through epoll_ctl twice, and the loop once, for each request. Measured with `find -ls`
+    of 15,800 entries: 0.64 s of CPU instead of 1.2 (with uvloop; 1.9 and 2.6 without).
+    """
+    wait = pyfuse3.asyncio.wait_readable
+    poll = select.poll()
+    watched = -1
+    inline = 0
+
+    async def wait_readable(fd: int) -> None:
+        nonlocal watched, inline
+        if fd != watched:
+            poll.register(fd, select.POLLIN)
+            watched = fd
+        if poll.poll(0):
+            inline += 1
+            if inline % _INLINE_REQUESTS:
+                return
+            await asyncio.sleep(0)
+            if poll.poll(0):
+                return
+        await wait(fd)
+
+    pyfuse3.asyncio.wait_readable = wait_readable
+    try:
+        yield
+    finally:
+        pyfuse3.asyncio.wait_readable = wait
