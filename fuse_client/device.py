@@ -13,8 +13,8 @@ from fastpull.cache.digest import ChunkId, Digest, chunk_id
 from fastpull.cache.errors import CacheError, ChunkCorruptError
 from fastpull.cache.store import ChunkView, Encoding, StoredChunk
 from fastpull.fuse_client.errors import ProxyError
-from fastpull.fuse_client.fetch.fetcher import Waited
 from fastpull.fuse_client.fetch.queue import Want
+from fastpull.fuse_client.fetch.waited import Waited
 from fastpull.fuse_client.session.files import Buffers, DeviceReadError
 from fastpull.image.chunk_map import ChunkMap, Piece
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 from fastpull.cache.digest import ChunkId
 from fastpull.cache.wire import Trace
-from fastpull.fuse_client.fetch.fetcher import Waited
 from fastpull.fuse_client.fetch.queue import Lane
+from fastpull.fuse_client.fetch.waited import Waited
 from fastpull.fuse_client.start_record import Fetched, StartRecord, Wait
 from fastpull.image.chunk_map import ChunkMap
 

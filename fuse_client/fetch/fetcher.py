@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from typing import Protocol
 
 from fastpull.cache.codec import decode
@@ -23,6 +22,7 @@ from fastpull.fuse_client.fetch.counters import FetchCounters
 from fastpull.fuse_client.fetch.endpoints import Endpoints
 from fastpull.fuse_client.fetch.keeper import Keeper
 from fastpull.fuse_client.fetch.queue import Batch, FetchQueue, Lane, Want
+from fastpull.fuse_client.fetch.waited import Waited
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +37,6 @@ class ChunkSource(Protocol):
     def endpoints(self) -> Endpoints: ...
 
     def chunks(self, chain: Digest, wanted: Sequence[ChunkId], attempt: int = 0) -> AsyncGenerator[Received]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Waited:
-    """What a read waited for, in seconds, along its slowest chunk."""
-
-    queue: float = 0.0  # until a request for it went out
-    fetch: float = 0.0  # until its bytes were here
-    inflate: float = 0.0  # until they were decompressed and verified
-    disk: float = 0.0  # local, but not in memory
 
 
 class _Read:

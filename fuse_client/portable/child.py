@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from fastpull.cache.digest import Digest
 from fastpull.cache.tasks import Tasks
@@ -137,7 +138,8 @@ async def _run(options: argparse.Namespace, ready: Callable[[], None]) -> None:
 async def _until_answered(target: Path, answering: asyncio.Task[None]) -> None:
     """Kernel and library have agreed on all, and a request has come and gone. Raise ``OSError`` if not."""
     probe = asyncio.get_running_loop().run_in_executor(None, os.statvfs, target)
-    await asyncio.wait([probe, answering], return_when=asyncio.FIRST_COMPLETED)
+    both: list[asyncio.Future[Any]] = [probe, answering]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     await probe
 
 

@@ -11,8 +11,8 @@ from fastpull.cache.digest import ChunkId, Digest
 from fastpull.cache.errors import CacheError
 from fastpull.cache.lmdb_reader import LmdbChunkReader
 from fastpull.fuse_client.device import ChainDevice
-from fastpull.fuse_client.fetch.fetcher import Waited
 from fastpull.fuse_client.fetch.queue import Want
+from fastpull.fuse_client.fetch.waited import Waited
 from fastpull.fuse_client.portable.link import DaemonLink
 from fastpull.fuse_client.portable.uses import UseReporter
 from fastpull.image.chunk_map import ChunkMap

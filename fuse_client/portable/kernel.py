@@ -7,8 +7,9 @@ import contextlib
 import logging
 import select
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 from fastpull.fuse_client.drivers.errors import MountError
 from fastpull.fuse_client.drivers.mounts import mounts_at
@@ -35,7 +36,9 @@ _INLINE_REQUESTS = 64  # answered one after the other before others on the event
 
 
 @contextlib.asynccontextmanager
-async def mounted(operations: TreeOperations, target: Path, token: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+async def mounted(
+    operations: TreeOperations, target: Path, token: str
+) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
     """Mount, and give the coroutine function that answers until the mount is gone. Raise ``MountError``.
 
     ``token`` is the mount's source in ``/proc/self/mountinfo``. At the end nothing is unmounted: what lies on

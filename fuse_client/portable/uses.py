@@ -6,7 +6,7 @@ import asyncio
 from array import array
 
 from fastpull.fuse_client.device import ChainDevice
-from fastpull.fuse_client.fetch.fetcher import Waited
+from fastpull.fuse_client.fetch.waited import Waited
 from fastpull.fuse_client.portable import frames
 from fastpull.fuse_client.portable.link import DaemonLink
 

@@ -17,8 +17,8 @@ from fastpull.cache.memory_store import MemoryChunkStore
 from fastpull.cache.store import Encoding, StoredChunk
 from fastpull.fuse_client.device import ChainDevice
 from fastpull.fuse_client.errors import ChunkUnavailableError
-from fastpull.fuse_client.fetch.fetcher import Waited
 from fastpull.fuse_client.fetch.queue import Want
+from fastpull.fuse_client.fetch.waited import Waited
 from fastpull.fuse_client.session.files import DeviceReadError
 from fastpull.image.chunk_map import ChunkMap, pack
 

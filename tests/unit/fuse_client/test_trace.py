@@ -15,8 +15,8 @@ from fastpull.cache.tasks import Tasks
 from fastpull.cache.wire import Trace
 from fastpull.fuse_client import trace_spool
 from fastpull.fuse_client.errors import ProxyAnswerError, ProxyUnreachableError
-from fastpull.fuse_client.fetch.fetcher import Waited
 from fastpull.fuse_client.fetch.queue import Lane
+from fastpull.fuse_client.fetch.waited import Waited
 from fastpull.fuse_client.start_record import StartFiles, Wait
 from fastpull.fuse_client.trace import MIN_BYTES, Recorder
 from fastpull.fuse_client.trace_spool import TraceSpool
