@@ -207,7 +207,7 @@ def _large_layer(scratch: Path) -> LayerFile:
     diff = hashlib.sha256()
     rng = random.Random(8)
     total = 0
-    with igzip_threaded.open(str(blob), "wb", threads=2, compresslevel=0) as out:
+    with igzip_threaded.open(str(blob), "wb", threads=2, compresslevel=1) as out:
         for number in range(20_000):
             size = rng.choice((1_000, 10_000, 100_000, 1_600_000))
             block = rng.randbytes(min(size, 50_000))
