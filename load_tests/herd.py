@@ -81,7 +81,8 @@ async def image_herd(report: Report, root: Path, nodes: int) -> None:
 
 
 async def blob_herd(report: Report, root: Path, clients: int, mib: int) -> None:
-    blob = random.Random(2).randbytes(mib * MIB)
+    source = random.Random(2)
+    blob = b"".join(source.randbytes(MIB) for _ in range(mib))  # at most 255 MiB come in one call
     async with FakeRegistry() as registry:
         digest = registry.add_blob(blob)
         proxy = proxy_for(root, registry)
