@@ -1,0 +1,46 @@
+"""One process of the portable driver, without a daemon: a chain whose content is all in a store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fastpull.cache.digest import ChunkId
+from fastpull.cache.lmdb_store import LmdbChunkStore
+from fastpull.cache.store import Encoding, StoredChunk
+from fastpull.fuse_client.drivers.portable import CHUNK_MAP, PortableDriver
+from fastpull.fuse_client.portable.children import Children
+from fastpull.image.chain import BuiltChain
+
+CHAIN = "ab" * 32
+
+
+@contextlib.contextmanager
+def portable_mount(built: BuiltChain, chunks: Mapping[ChunkId, bytes], folder: Path) -> Iterator[Path]:
+    """Mount ``built`` in ``folder``; unmounted, with its process gone, when the block ends."""
+    bootstrap = folder / "bootstrap.erofs"
+    bootstrap.write_bytes(built.bootstrap)
+    (folder / CHUNK_MAP).write_bytes(built.chunk_map)
+    store = LmdbChunkStore.open(folder / "store", quota_bytes=1 << 30)
+    store.put_many([(chunk, StoredChunk(Encoding.RAW, len(data), data)) for chunk, data in chunks.items()])
+    store.close()
+    children = Children(folder)
+    driver = PortableDriver(
+        children,
+        folder,
+        store=folder / "store",
+        socket=folder / "nobody.sock",
+        wait_seconds=1.0,
+        verify_always=False,
+    )
+    target = folder / "portable"
+    target.mkdir()
+    asyncio.run(driver.mount(bootstrap, Path(CHAIN), target))
+    try:
+        yield target
+    finally:
+        asyncio.run(driver.unmount(target))
+        assert driver.mounted(folder) == []
+        assert children.living() == []
