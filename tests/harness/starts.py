@@ -56,7 +56,7 @@ def pull(containerd: Containerd, image: str, snapshotter: str, *, seconds: float
     if snapshotter == SNAPSHOTTER:
         # What CRI and nerdctl do by themselves; ctr of containerd 1.6 fetches every layer first.
         containerd.ctr_remote(
-            *("images", "rpull", "--plain-http", "--snapshotter", snapshotter, image),
+            *("images", "rpull", "--hosts-dir", containerd.certs, "--snapshotter", snapshotter, image),
             namespace=NAMESPACE,
             seconds=seconds,
         )
