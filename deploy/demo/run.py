@@ -105,7 +105,8 @@ def print_table(rows: list[Row]) -> None:
         )
     console.print(table)
     console.print(
-        "[dim]transferred: bytes over the loopback; the first fastpull row moves the image registry → proxy.[/]"
+        "[dim]transferred: all bytes over the loopback, in the second row also those from registry to proxy; "
+        "on disk: what the start left on the node[/]"
     )
 
 
