@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 FSTYPE = "fuse.fastpull-tree"
 CHUNK_MAP = "chunks.map"  # beside the bootstrap
 
-_END_SECONDS = 10.0  # between the unmount and the end of a child
+_END_SECONDS = 2.0  # for a child without users to end in
 _WATCH_SECONDS = 1.0
 
 
@@ -77,10 +77,11 @@ class PortableDriver:
         self._serving[target] = _Served(token, time.monotonic())
 
     async def unmount(self, target: Path, *, lazy: bool = False) -> None:
-        """Unmount all that lies on ``target``; nothing there is fine. Its children have ended when this returns.
+        """Unmount all that lies on ``target``; nothing there is fine.
 
-        ``lazy``: also while files are open; users go on until they close them, and the child with them. Else raise
-        ``MountError`` with EBUSY.
+        ``lazy``: also while files are open; users go on until they close them. Else raise ``MountError`` with EBUSY.
+        Who uses the tree in other ways (a bind mount, an overlay) goes on too, and the child with it: it ends, soon,
+        with its last user.
         """
         served = self._serving.pop(target, None)  # what follows is no death
         try:
@@ -135,8 +136,8 @@ class PortableDriver:
         except MountError as exc:
             if exc.code != errno.EINVAL or mount in mounts_at(mount.path):  # EINVAL: somebody else was faster
                 raise
-        if mount.fstype == FSTYPE and not lazy:
-            await self._children.end(mount.source, seconds=_END_SECONDS)
+        if mount.fstype == FSTYPE and not lazy and not await self._children.ended(mount.source, _END_SECONDS):
+            log.info("what was mounted on %s has other users still; its process ends with them", mount.path)
 
 
 def _trees(root: Path) -> list[MountPoint]:

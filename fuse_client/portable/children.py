@@ -1,4 +1,4 @@
-"""Starts, finds and ends the processes of the portable driver, also those of an earlier daemon.
+"""Starts and finds the processes of the portable driver, also those of an earlier daemon. They end by themselves.
 
 What is known of a child is on the disk and in the kernel: a lock file ``RUN_DIR/portable/TOKEN``, which it holds
 as long as it lives, and its mount, whose source is ``TOKEN``. So a daemon that was killed forgets nothing.
@@ -57,7 +57,7 @@ class Children:
         except BaseException as exc:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await asyncio.shield(self.end(token, seconds=0.0))
+            await asyncio.shield(self._kill(token))
             if isinstance(exc, TimeoutError):
                 raise ChildError(f"the process of a mount did not start within {_START_SECONDS:.0f} s") from exc
             raise
@@ -85,14 +85,15 @@ class Children:
             os.close(fd)
         return False
 
-    async def end(self, token: str, *, seconds: float) -> None:
-        """Wait until the child has ended, as it does when its mount is gone; kill it after ``seconds``."""
-        if not await self._ended(token, seconds):
-            log.warning("the process of mount %s does not end by itself: killed", token)
-            with contextlib.suppress(OSError, ValueError):
-                os.kill(int(self._lock(token).read_text()), signal.SIGKILL)
-            await self._ended(token, _START_SECONDS)
+    async def ended(self, token: str, seconds: float) -> bool:
+        """Wait until the child has ended, as it does when the last user of its mount is gone."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self.is_alive(token):
+            if asyncio.get_running_loop().time() >= deadline:
+                return False
+            await asyncio.sleep(_LOOK_SECONDS)
         self.forget(token)
+        return True
 
     def forget(self, token: str) -> None:
         """The child has ended."""
@@ -109,13 +110,10 @@ class Children:
                     path.unlink(missing_ok=True)
         return tokens
 
-    async def _ended(self, token: str, seconds: float) -> bool:
-        deadline = asyncio.get_running_loop().time() + seconds
-        while self.is_alive(token):
-            if asyncio.get_running_loop().time() >= deadline:
-                return False
-            await asyncio.sleep(_LOOK_SECONDS)
-        return True
+    async def _kill(self, token: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int(self._lock(token).read_text()), signal.SIGKILL)
+        await self.ended(token, _START_SECONDS)
 
     def _lock(self, token: str) -> Path:
         return self._directory / token
