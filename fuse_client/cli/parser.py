@@ -57,6 +57,14 @@ What the running daemon serves and how it is: driver and kernel, mounted images 
 is here, the node cache, the proxies, and who keeps the mounts should the daemon die.
 """
 
+_DOCTOR = """\
+Check a node before it goes live: kernel and driver, disk, proxies and clock, the daemon, containerd and its
+configuration. One line for each finding, with the remedy where something is not as it should be. Needs root to
+see everything; changes nothing.
+
+exit codes: 0 ready, warnings aside · 1 something has to be mended
+"""
+
 _REPORT = """\
 Where the seconds of a start went: who waited for which file and why, which bytes were used, fetched and fetched in
 vain, what the plan had, which layer was needed when, and how long nobody waited for the image at all. Starts are
@@ -112,6 +120,17 @@ def build_parser() -> Parser:
     ls.add_argument("--json", action="store_true", help="print JSON")
     _platform(ls)
     _settings(ls)
+
+    doctor = _command(commands, "doctor", "check this node before it goes live", _DOCTOR)
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument(
+        "--containerd-config",
+        type=Path,
+        default=Path("/etc/containerd/config.toml"),
+        metavar="FILE",
+        help="default: %(default)s",
+    )
+    _settings(doctor)
 
     status = _command(commands, "status", "how the daemon is", _STATUS)
     status.add_argument("--json", action="store_true", help="print JSON")

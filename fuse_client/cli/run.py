@@ -76,6 +76,10 @@ def _dispatch(options: argparse.Namespace, settings: NodeSettings) -> int:
             from fastpull.fuse_client.cli.ls import ls
 
             return ls(settings, options.image, options.platform, options.path, long=options.long, as_json=options.json)
+        case "doctor":
+            from fastpull.fuse_client.cli.doctor import doctor
+
+            return doctor(settings, containerd_config=options.containerd_config, as_json=options.json)
         case "status":
             from fastpull.fuse_client.cli.status import status
 

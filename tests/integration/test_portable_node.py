@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import math
 import os
 import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -291,3 +293,27 @@ def test_drivers_may_change_under_what_is_mounted(image: Image, root: Path, monk
         node.command("stop")
         assert mount_points_below(node.data) == []
         until(lambda: not children(node), "stop ends the processes too")
+
+
+def test_the_doctor_sees_what_is_there(image: Image, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a daemon and a proxy it has little to say; without, it says what to do, and exits with 1."""
+    monkeypatch.setenv("FASTPULL_NODE__DRIVER", "fuse")
+    with Node(root / "n", [image.proxy.url]) as node:
+        here = {row["check"] for row in doctor(node) if row["verdict"] == "ok"}
+        assert {"user", "kernel", "/dev/fuse", "driver", "daemon", "snapshotter", "clock"} <= here
+        node.process.stop(group=False)
+        failed = {row["check"]: row["remedy"] for row in doctor(node) if row["verdict"] == "fail"}
+        assert "fastpull-node serve" in failed["daemon"]
+        assert "proxy" in failed, "the fake one has no /readyz"
+
+
+def doctor(node: Node) -> list[dict[str, str]]:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "fastpull.fuse_client", "doctor", "--json", "--config", node.config],
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    rows: list[dict[str, str]] = json.loads(done.stdout)
+    assert done.returncode == any(row["verdict"] == "fail" for row in rows), done.stderr
+    return rows
