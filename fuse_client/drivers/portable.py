@@ -16,11 +16,11 @@ from typing import NamedTuple
 from fastpull.fuse_client.drivers import mounting
 from fastpull.fuse_client.drivers.errors import MountError
 from fastpull.fuse_client.drivers.mounts import MountPoint, UnmountFlag, mounts_at, mounts_below
-from fastpull.fuse_client.portable.children import Children
+from fastpull.fuse_client.portable.children import SUBTYPE, Children
 
 log = logging.getLogger(__name__)
 
-FSTYPE = "fuse.fastpull-tree"
+FSTYPE = f"fuse.{SUBTYPE}"
 CHUNK_MAP = "chunks.map"  # beside the bootstrap
 
 _END_SECONDS = 2.0  # for a child without users to end in

@@ -107,7 +107,7 @@ def _serve(options: argparse.Namespace, ready: Callable[[], None]) -> None:
 async def _run(options: argparse.Namespace, ready: Callable[[], None]) -> None:
     # Here, behind the fork: the process that waits needs none of it.
     from fastpull.fuse_client.portable.content import ChainContent
-    from fastpull.fuse_client.portable.kernel import mounted
+    from fastpull.fuse_client.portable.kernel import mounted, tune
     from fastpull.fuse_client.portable.link import DaemonLink
     from fastpull.fuse_client.portable.operations import TreeOperations
     from fastpull.fuse_client.portable.tree import Tree
@@ -125,9 +125,11 @@ async def _run(options: argparse.Namespace, ready: Callable[[], None]) -> None:
         stack.callback(content.close)
         link.on_again = content.uses.forget
         operations = TreeOperations(Tree(bootstrap), content)
-        answer = await stack.enter_async_context(mounted(operations, options.target, options.token))
+        served = mounted(operations, options.target, options.token, is_waiting=lambda: link.is_waiting)
+        answer = await stack.enter_async_context(served)
         answering = tasks.spawn(answer(), name="answer the kernel")
         await _until_answered(options.target, answering)
+        tune(options.target)
         ready()
         _ = tasks.spawn(link.run(), name="connection to the daemon")
         _ = tasks.spawn(_tidy(content.tidy), name="tidy")

@@ -22,6 +22,9 @@ from fastpull.fuse_client.portable.errors import INSTALL, ChildError, PortableUn
 
 log = logging.getLogger(__name__)
 
+SUBTYPE = "fastpull-tree"
+"""Of the file systems that children mount, ``fuse.fastpull-tree`` in ``/proc/self/mountinfo``."""
+
 _DIRECTORY = "portable"
 _TOKEN = re.compile(r"fastpull-[0-9a-f]{16}")
 _START_SECONDS = 60.0

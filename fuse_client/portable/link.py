@@ -53,6 +53,11 @@ class DaemonLink:
         self._places = asyncio.Semaphore(frames.MAX_WAITING)
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether an answer of the daemon is awaited."""
+        return bool(self._waiting)
+
+    @property
     def is_up(self) -> bool:
         return self._writer is not None
 

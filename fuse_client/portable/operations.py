@@ -144,10 +144,10 @@ class TreeOperations(pyfuse3.Operations):
 
     def _list(self, directory: int, block: int) -> list[tuple[bytes, pyfuse3.EntryAttributes, int]]:
         """One block: name, attributes, and the position behind it."""
-        return [
-            (name, self._attributes(inode), position_of(block, place))
-            for place, (name, inode) in enumerate(self._tree.entries(directory, block), 1)
-        ]
+        attributes = self._attributes
+        entries = self._tree.entries(directory, block)
+        first = position_of(block, 1)
+        return [(name, attributes(inode), position) for position, (name, inode) in enumerate(entries, first)]
 
     def _attributes(self, inode: Inode) -> pyfuse3.EntryAttributes:
         """As the kernel shows them from EROFS: one time for all three, blocks by the size."""
