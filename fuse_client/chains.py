@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from fastpull.cache.digest import Digest
+from fastpull.cache.keyed_locks import KeyedLocks
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.wire import ChainState
 from fastpull.fuse_client.chain_files import BOOTSTRAP, CHUNK_MAP, ChainFiles, OpenChain, Record
@@ -108,7 +109,7 @@ class Chains:
         self._followed: set[Digest] = set()  # whose start is prefetched and traced
         self._damaged: set[Digest] = set()  # files on disk, wanted
         self._broken: set[Digest] = set()  # mounted, and can not be read any more
-        self._locks: dict[Digest, tuple[asyncio.Lock, int]] = {}
+        self._locks: KeyedLocks[Digest] = KeyedLocks()
 
     # -- asking --------------------------------------------------------------------------------------
 
@@ -160,7 +161,7 @@ class Chains:
         each mount; without, it is a look that should neither cost nor teach anything. Raise ``ChainError``,
         or ``ProxyError`` when its files are not here and no proxy can be asked.
         """
-        async with self._alone(chain_id):
+        async with self._locks.alone(chain_id):
             record = await asyncio.to_thread(self._files.record, chain_id)
             if chain_id in self._mounted and record is not None:
                 await self._set_users(chain_id, record, {*record.users, user})
@@ -187,7 +188,7 @@ class Chains:
         Raise ``ChainMountError`` when the kernel refuses; it then stays mounted for nobody, until somebody asks
         again or the daemon starts anew.
         """
-        async with self._alone(chain_id):
+        async with self._locks.alone(chain_id):
             record = await asyncio.to_thread(self._files.record, chain_id)
             if record is not None:
                 users = set(record.users) - {user}
@@ -203,7 +204,7 @@ class Chains:
 
     async def mount_again(self, chain_id: Digest) -> None:
         """After ``lost``: do not wait for the next user. Raise ``ChainMountError``."""
-        async with self._alone(chain_id):
+        async with self._locks.alone(chain_id):
             if chain_id in self._devices and chain_id not in self._mounted:
                 await self._mount_device(chain_id)
 
@@ -239,7 +240,7 @@ class Chains:
                 _ = self._tasks.spawn(self._replace(chain), name=f"repair {chain}")
                 continue
             try:
-                async with self._alone(chain):
+                async with self._locks.alone(chain):
                     await self._restore(chain)
             except NodeError as exc:
                 log.error("%s can not be restored: %s", chain, exc)  # noqa: TRY400 - the message says all
@@ -260,14 +261,14 @@ class Chains:
         Raise ``ChainMountError`` naming the first chain whose files are in use.
         """
         for chain in list(self._mounted):
-            async with self._alone(chain):
+            async with self._locks.alone(chain):
                 self._unfollow(chain)
                 await self._unmount_kernel(chain)
                 self._forget_device(chain)
 
     async def _replace(self, chain: Digest) -> None:
         """Fetch damaged files anew and mount from them."""
-        async with self._alone(chain):
+        async with self._locks.alone(chain):
             record = self._files.record(chain)
             opened = await self._fetch(chain)
             await self._set_users(chain, opened.record, set(record.users if record else ()))
@@ -375,20 +376,6 @@ class Chains:
         with _disk_errors(chain):
             await asyncio.to_thread(self._files.write_record, chain, changed)
         return changed
-
-    @asynccontextmanager
-    async def _alone(self, chain: Digest) -> AsyncIterator[None]:
-        lock, users = self._locks.get(chain, (asyncio.Lock(), 0))
-        self._locks[chain] = lock, users + 1
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._locks[chain]
-            if users > 1:
-                self._locks[chain] = lock, users - 1
-            else:
-                del self._locks[chain]
 
 
 @contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from fastpull.cache.digest import Digest
+from fastpull.cache.keyed_locks import KeyedLocks
 from fastpull.cache.single_flight import SingleFlight
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.wire import ChainState
@@ -50,7 +50,7 @@ class LazyChains:
     def __init__(self, chains: Chains, *, quiet_seconds: float = QUIET_SECONDS) -> None:
         self._chains = chains
         self._quiet_seconds = quiet_seconds
-        self._locks: dict[Digest, tuple[asyncio.Lock, int]] = {}
+        self._locks: KeyedLocks[Digest] = KeyedLocks()
         self._expected: dict[Digest, asyncio.TimerHandle] = {}
         self._tasks = Tasks()
         self._mounting: SingleFlight[Digest, Path] = SingleFlight(self._tasks)
@@ -70,7 +70,7 @@ class LazyChains:
     async def release(self, chain: Digest, is_released: Callable[[], bool]) -> bool:
         """Unmount the chain if, with nobody mounting it, it is still released. Whether it was."""
         await self._allowed.wait()
-        async with self._alone(chain):
+        async with self._locks.alone(chain):
             if not is_released():
                 return False
             self.no_longer_expect(chain)
@@ -97,23 +97,9 @@ class LazyChains:
 
     async def _mount(self, chain: Digest) -> Path:
         await self._allowed.wait()
-        async with self._alone(chain):
+        async with self._locks.alone(chain):
             return await self._chains.mount(chain)
 
     def _mount_early(self, chain: Digest) -> None:
         del self._expected[chain]
         _ = self._tasks.spawn(self.mount(chain), name=f"mount of {chain}")
-
-    @asynccontextmanager
-    async def _alone(self, chain: Digest) -> AsyncIterator[None]:
-        lock, users = self._locks.get(chain, (asyncio.Lock(), 0))
-        self._locks[chain] = lock, users + 1
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._locks[chain]
-            if users > 1:
-                self._locks[chain] = lock, users - 1
-            else:
-                del self._locks[chain]
