@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+pytest_plugins = ["harness.fault_rows"]
+
 
 @pytest.fixture(autouse=True)
 def _leaks_surface_here() -> Iterator[None]:
