@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python -P
 
-.PHONY: demo test check lint types unit e2e links install clean help
+.PHONY: demo test check lint types unit e2e faults links install clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,10 @@ unit: install  ## tests that need no privileges
 
 e2e: install  ## tests with real containerd, FUSE and EROFS (root)
 	$(PY) -m pytest tests/e2e
+
+faults: install  ## the fault matrix: run its tests, write what they saw into README.md (root)
+	$(PY) -m pytest tests --fault-table .stamps/faults.json
+	$(PY) tests/tools/fault_table.py .stamps/faults.json --write README.md
 
 check: lint types unit  ## everything unprivileged
 

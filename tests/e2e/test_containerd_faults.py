@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 from harness.cri import CriClient
+from harness.fault_rows import Seen
 from harness.images import ImageMaker
 from harness.oci import directory, file
 from harness.registry import Registry
@@ -42,7 +43,12 @@ def pulled_again(cri: CriClient, image: str) -> None:
     until(lambda: cri.pull(image), f"{image} is pulled", ignore=(grpc.RpcError,))
 
 
-def test_a_container_that_reads_survives_kills_of_the_daemon(stack: Stack, image: str) -> None:
+@pytest.mark.fault(
+    "containerd: node daemon killed while a container reads",
+    done="kill -9 again and again",
+    promised="no read fails, no byte is wrong",
+)
+def test_a_container_that_reads_survives_kills_of_the_daemon(stack: Stack, image: str, seen: Seen) -> None:
     """SIGKILL again and again: no read fails, no byte is wrong."""
     pulled(stack, image)
     pod = stack.cri.run_pod()
@@ -56,8 +62,14 @@ def test_a_container_that_reads_survives_kills_of_the_daemon(stack: Stack, image
     assert stack.cri.wait_exit(container) == 0, stack.cri.log(pod)
     assert stack.cri.log(pod).strip() == f"ok {READS}"
     assert kills >= 1
+    seen(f"{kills} kills in {READS} reads, 0 errors")
 
 
+@pytest.mark.fault(
+    "containerd: new container after a kill of the node daemon",
+    done="kill -9",
+    promised="it starts, containerd is not restarted",
+)
 def test_new_containers_start_after_the_daemon_was_killed(stack: Stack, image: str) -> None:
     """containerd is not restarted; images and containers are as they were."""
     pulled(stack, image)
@@ -76,6 +88,11 @@ def test_new_containers_start_after_the_daemon_was_killed(stack: Stack, image: s
     assert stack.cri.exec(first, ["/tool", "sum", "/app/big"]).exit_code == 0
 
 
+@pytest.mark.fault(
+    "containerd: restarted, and the node daemon after it",
+    done="both restarted",
+    promised="the container runs on, the image is still listed",
+)
 def test_a_container_survives_restarts_of_containerd_and_daemon(stack: Stack, image: str) -> None:
     """In either order; CRI still lists the image."""
     pulled(stack, image)
@@ -92,6 +109,11 @@ def test_a_container_survives_restarts_of_containerd_and_daemon(stack: Stack, im
         pulled_again(cri, image)
 
 
+@pytest.mark.fault(
+    "containerd: started while the node daemon is down",
+    done="daemon stopped, containerd restarted, daemon started",
+    promised="containers run on; containerd forgets the image until the next pull",
+)
 def test_containerd_boots_without_the_daemon_and_the_image_comes_back(stack: Stack, image: str) -> None:
     """CRI forgets images whose snapshotter does not answer at boot. The containers run on, and a pull heals it."""
     pulled(stack, image)
@@ -109,6 +131,11 @@ def test_containerd_boots_without_the_daemon_and_the_image_comes_back(stack: Sta
         assert cri.is_running(container)
 
 
+@pytest.mark.fault(
+    "containerd: pulls while the proxy is away",
+    done="proxy stopped",
+    promised="new images are pulled from the registry as always; what is local goes on",
+)
 def test_everything_is_pulled_as_always_while_the_proxy_is_away(stack: Stack, images: ImageMaker, image: str) -> None:
     """What is mounted and cached goes on; new images are downloaded and unpacked by containerd."""
     pulled(stack, image)
@@ -128,6 +155,11 @@ def test_everything_is_pulled_as_always_while_the_proxy_is_away(stack: Stack, im
     assert stack.cri.wait_exit(third) == 0
 
 
+@pytest.mark.fault(
+    "containerd: our records of snapshots lost",
+    done="the state directory emptied",
+    promised="names are derived from the proxy again, the image starts",
+)
 def test_an_image_is_usable_after_the_snapshotters_records_were_lost(stack: Stack, image: str) -> None:
     """They are derived from what the proxy knows."""
     pulled(stack, image)

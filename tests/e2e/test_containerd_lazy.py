@@ -108,6 +108,11 @@ def test_an_image_nobody_warmed_is_indexed_while_it_is_pulled(stack: Stack, imag
     assert stack.cri.exec(container, ["/tool", "sum", "/app/big"]).stdout.strip() == fnv(content(3, 1_000_000))
 
 
+@pytest.mark.fault(
+    "containerd: an image that can not be served lazily",
+    done="pulled",
+    promised="an ordinary pull",
+)
 def test_an_image_that_can_not_be_served_is_unpacked_by_containerd(stack: Stack, images: ImageMaker) -> None:
     image = images.push([file(f"many/{number}", b"x") for number in range(MAX_ENTRIES + 1)])
 

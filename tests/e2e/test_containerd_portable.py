@@ -101,6 +101,11 @@ def test_a_pod_runs_from_its_pull_to_its_removal(stack: Stack, images: ImageMake
     clear(stack)
 
 
+@pytest.mark.fault(
+    "containerd: portable driver, node daemon killed while a container reads",
+    done="kill -9 again and again",
+    promised="no read fails, no byte is wrong",
+)
 def test_a_container_that_reads_survives_kills_of_the_daemon(stack: Stack, image: str) -> None:
     """Its mount's process goes on without; what is not here waits for the next daemon."""
     stack.cri.pull(image)
@@ -127,6 +132,11 @@ def test_a_container_that_reads_survives_kills_of_the_daemon(stack: Stack, image
     clear(stack)
 
 
+@pytest.mark.fault(
+    "containerd: portable driver, the process of a mount killed",
+    done="kill -9",
+    promised="**not survived** by the container that runs; new ones start",
+)
 def test_after_the_death_of_its_process_new_containers_start(stack: Stack, image: str) -> None:
     """Those that ran on the dead mount get errors and can be removed; the image works at once for the next one."""
     stack.cri.pull(image)

@@ -21,9 +21,15 @@ class Node:
     """The daemon with its holder. Killed or restarted, it finds what was mounted; ``stop`` leaves nothing."""
 
     def __init__(
-        self, root: Path, proxies: Sequence[str], *, data: Path | None = None, extra_settings: str = ""
+        self,
+        root: Path,
+        proxies: Sequence[str],
+        *,
+        data: Path | None = None,
+        driver: str = "auto",
+        extra_settings: str = "",
     ) -> None:
-        """``data``: the snapshotter's root, by default ``<root>/data``."""
+        """``data``: the snapshotter's root, by default ``<root>/data``. ``driver`` as in the settings."""
         self.root = root
         self.data = data or root / "data"
         self.run_dir = root / "run"
@@ -31,7 +37,13 @@ class Node:
         root.mkdir(parents=True, exist_ok=True)
         self.config = root / "node.toml"
         self.config.write_text(self._settings(proxies) + extra_settings)
+        self.set_driver(driver)
         self.process = OwnedProcess([*_COMMAND, "serve", "--config", self.config], root / "node.log")
+
+    def set_driver(self, driver: str) -> None:
+        """From its next start on; what is mounted stays as it is."""
+        others = [line for line in self.config.read_text().splitlines() if not line.startswith("driver = ")]
+        self.config.write_text("\n".join([f'driver = "{driver}"', *others, ""]))
 
     def start(self) -> Self:
         self.process.start().wait_until(self._answers, "the node daemon serves")

@@ -28,18 +28,21 @@ class Stack:
         root: Path,
         *,
         registry: Registry | None = None,
+        proxy: Proxy | None = None,
+        driver: str = "auto",
         sandbox_image: str = "",
         proxy_settings: str = "",
         node_settings: str = "",
     ) -> None:
-        """``registry``: one that runs already; otherwise the stack has its own."""
+        """``registry``, ``proxy``: those that run already; otherwise the stack has its own."""
         self.root = root
         self._owns_registry = registry is None
         self.registry = registry or Registry(root / "registry")
-        self.proxy = Proxy(root / "proxy", [self.registry], extra_settings=proxy_settings)
+        self._owns_proxy = proxy is None
+        self.proxy = proxy or Proxy(root / "proxy", [self.registry], extra_settings=proxy_settings)
         # Where containerd expects a snapshotter of this name: CRI of 1.6 looks nowhere else.
         data = root / "ctd" / "data" / "io.containerd.snapshotter.v1.fastpull"
-        self.node = Node(root / "node", [self.proxy.url], data=data, extra_settings=node_settings)
+        self.node = Node(root / "node", [self.proxy.url], data=data, driver=driver, extra_settings=node_settings)
         self.containerd = Containerd(
             root / "ctd",
             snapshotter_socket=self.node.socket,
@@ -55,7 +58,8 @@ class Stack:
             stack.callback(unmount_all_below, self.root)
             if self._owns_registry:
                 stack.enter_context(self.registry)
-            stack.enter_context(self.proxy)
+            if self._owns_proxy:
+                stack.enter_context(self.proxy)
             stack.enter_context(self.node)
             stack.enter_context(self.containerd)
             self.cri = stack.enter_context(self.containerd.cri())

@@ -148,6 +148,11 @@ def test_descriptors_that_are_not_kept_are_closed(
     assert not is_open(keeper.pid, str(tmp_path / "file"))
 
 
+@pytest.mark.fault(
+    "holder: strangers on its socket",
+    done="connections that say nothing",
+    promised="the daemon is served all the same",
+)
 def test_silent_clients_keep_nobody_waiting(keeper: HolderKeeper, tmp_path: Path) -> None:
     """Nor do clients that never take their answers, or too many of them at once."""
     with contextlib.ExitStack() as crowd:
@@ -231,6 +236,11 @@ def test_a_socket_without_a_holder_is_replaced(keeper: HolderKeeper, tmp_path: P
     again.close()
 
 
+@pytest.mark.fault(
+    "holder: killed",
+    done="kill -9 of the process that keeps the FUSE descriptor",
+    promised="the daemon notices at once",
+)
 async def test_the_death_of_the_holder_is_noticed(keeper: HolderKeeper) -> None:
     """By who waits for it, and by who asks it something."""
     lost = asyncio.get_running_loop().create_task(keeper.lost())

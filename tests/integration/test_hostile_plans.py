@@ -65,6 +65,11 @@ def served() -> Iterator[tuple[FakeProxy, Digest]]:
         yield proxy, chain
 
 
+@pytest.mark.fault(
+    "hostile input: plans",
+    done="a proxy sends plans made to hurt",
+    promised="what is read is right, memory is bounded",
+)
 @pytest.mark.parametrize("name", PLANS)
 def test_what_is_read_is_right_and_memory_is_bounded(
     served: tuple[FakeProxy, Digest], tmp_path_factory: pytest.TempPathFactory, name: str

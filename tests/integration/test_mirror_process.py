@@ -13,6 +13,7 @@ import pytest
 from fakes.faults import StallAfter
 from fakes.herd import read_all
 from fakes.registry import FakeRegistry
+from harness.fault_rows import Seen
 from harness.proxy import Proxy
 
 MiB = 2**20
@@ -75,7 +76,12 @@ async def test_two_hundred_clients_on_one_cold_blob(tmp_path: Path) -> None:
         assert max(sizes) - sizes[0] < 48 * MiB
 
 
-async def test_kill_in_the_middle_of_a_fill(tmp_path: Path) -> None:
+@pytest.mark.fault(
+    "proxy: killed during a fill",
+    done="kill -9 after 9 of 12 MiB",
+    promised="the fill goes on where it was",
+)
+async def test_kill_in_the_middle_of_a_fill(tmp_path: Path, seen: Seen) -> None:
     """After kill -9 and a start, the fill goes on where it was; what was served is right."""
     blob = random.Random(2).randbytes(12 * MiB)
     async with FakeRegistry() as registry:
@@ -95,8 +101,14 @@ async def test_kill_in_the_middle_of_a_fill(tmp_path: Path) -> None:
             await until(path.exists)
             assert path.read_bytes() == blob
             assert registry.body_bytes - sent <= 3 * MiB + 1000
+    seen("at most 3 of 12 MiB fetched again")
 
 
+@pytest.mark.fault(
+    "proxy: killed under four pulls at once",
+    done="3 times kill -9",
+    promised="clients have a prefix of the right bytes, and all of them after the start",
+)
 async def test_kills_at_random_moments(tmp_path: Path) -> None:
     """Whatever the moment, after the next start every blob that is there is whole and right."""
     source = random.Random(3)

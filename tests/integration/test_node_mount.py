@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from fakes.layers import Content, directory, hardlink, layers, symlink
 from fakes.node_api import FakeProxy
+from harness.fault_rows import Seen
 from harness.mounts import mount_points_below, unmount_all_below
 from harness.node import Node
 from harness.processes import free_port, run
@@ -129,7 +130,12 @@ def test_a_mounted_image_reads_as_it_was_built(image: Image, node: Node, root: P
     assert not list((node.data / "chains").iterdir())
 
 
-def test_a_daemon_that_is_killed_costs_its_readers_only_time(image: Image, node: Node, root: Path) -> None:
+@pytest.mark.fault(
+    "node daemon: killed during a cold read through EROFS",
+    done="3 times kill -9 in one sha256sum of a file that is not here",
+    promised="the right sum",
+)
+def test_a_daemon_that_is_killed_costs_its_readers_only_time(image: Image, node: Node, root: Path, seen: Seen) -> None:
     """kill -9 in the middle of a read, again and again: the right bytes, no error."""
     path = mount(node, root)
     proxy = image.proxy
@@ -151,8 +157,14 @@ def test_a_daemon_that_is_killed_costs_its_readers_only_time(image: Image, node:
     assert (reader.returncode, out.split()[0]) == (0, hashlib.sha256(image.files[b"big"]).hexdigest())
     assert sums(path) == image.sums()
     node.command("umount", path)
+    seen("3 kills, the right sum")
 
 
+@pytest.mark.fault(
+    "node daemon: restarted while the proxy is away",
+    done="restart, page cache dropped",
+    promised="what is local reads on",
+)
 def test_a_restart_needs_no_proxy(image: Image, root: Path, node: Node) -> None:
     """What is mounted and local goes on while the proxy is away."""
     path = mount(node, root)
@@ -263,6 +275,11 @@ def test_without_a_daemon_a_mount_brings_its_own(image: Image, root: Path) -> No
     assert not list((root / "run" / "mounts").iterdir())
 
 
+@pytest.mark.fault(
+    "holder: killed under a mounted image, then the daemon",
+    done="kill -9 of one after the other",
+    promised="readers notice nothing",
+)
 def test_a_lost_holder_is_replaced(image: Image, root: Path, node: Node) -> None:
     """Somebody kills the process that keeps the FUSE mount: readers notice nothing, and another one keeps it."""
     path = mount(node, root)
@@ -275,6 +292,11 @@ def test_a_lost_holder_is_replaced(image: Image, root: Path, node: Node) -> None
     node.command("umount", path)
 
 
+@pytest.mark.fault(
+    "holder: killed together with the daemon, image mounted",
+    done="kill -9 of both",
+    promised="**not survived** by what is mounted, which the log names; new containers get a new mount",
+)
 def test_a_lost_fuse_mount_is_made_anew(image: Image, root: Path, node: Node) -> None:
     """Daemon and holder killed together: the next daemon mounts everything anew, on fresh ground."""
     path = mount(node, root)
@@ -291,6 +313,11 @@ def test_a_lost_fuse_mount_is_made_anew(image: Image, root: Path, node: Node) ->
     assert node.status()["chains"] == []
 
 
+@pytest.mark.fault(
+    "node daemon: its FUSE connection ended by somebody",
+    done="umount --force",
+    promised="the daemon says why and ends, the next one mounts anew",
+)
 def test_a_fuse_mount_that_is_pulled_away_ends_the_daemon(image: Image, root: Path, node: Node) -> None:
     """It says why and ends with 1, for its supervisor to start it anew."""
     mount(node, root)

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from fakes.layers import Content, directory, hardlink, layers, symlink
 from fakes.node_api import FakeProxy
+from harness.fault_rows import Seen
 from harness.mounts import mount_points_below, unmount_all_below
 from harness.node import Node
 from harness.processes import run
@@ -165,7 +166,12 @@ def test_a_start_is_traced_whoever_answers(image: Image, node: Node, root: Path)
     assert len(chunks) >= BIG // 40_000
 
 
-def test_a_reader_survives_the_daemon(image: Image, node: Node, root: Path) -> None:
+@pytest.mark.fault(
+    "portable driver: daemon killed during a cold read",
+    done="2 times kill -9",
+    promised="the right sum",
+)
+def test_a_reader_survives_the_daemon(image: Image, node: Node, root: Path, seen: Seen) -> None:
     """kill -9 in the middle of a read of what is not here: the right bytes, later."""
     path = mount(node, root)
     proxy = image.proxy
@@ -185,8 +191,14 @@ def test_a_reader_survives_the_daemon(image: Image, node: Node, root: Path) -> N
         reader.wait()
     assert (reader.returncode, out.split()[0]) == (0, hashlib.sha256(image.files[b"big"]).hexdigest())
     node.command("umount", path)
+    seen("2 kills, the right sum")
 
 
+@pytest.mark.fault(
+    "portable driver: the process of a mount killed",
+    done="kill -9",
+    promised="**not survived** (pyfuse3 has no take-over): an error at once; the next user gets a new mount",
+)
 def test_a_process_that_dies_is_replaced(image: Image, node: Node, root: Path) -> None:
     """Its users get an error at once; the daemon says so, cleans up, and the next user has a mount that works."""
     path = mount(node, root)
@@ -217,6 +229,11 @@ def test_a_process_that_dies_is_replaced(image: Image, node: Node, root: Path) -
     assert mount_points_below(node.data) == []
 
 
+@pytest.mark.fault(
+    "portable driver: readers killed",
+    done="96 readers killed while they wait",
+    promised="the process goes on and loses no worker",
+)
 def test_readers_that_are_killed_leave_no_trace(image: Image, node: Node, root: Path) -> None:
     """A request that its caller takes back, at whatever moment, neither stops the process nor wears it out."""
     path = mount(node, root)
@@ -247,6 +264,11 @@ def cmdline(pid: int) -> bytes:
         return b""
 
 
+@pytest.mark.fault(
+    "portable driver: bytes that can not be had",
+    done="a proxy that lacks them",
+    promised="an error of that read alone",
+)
 def test_bytes_that_can_not_be_had_are_an_error_of_that_read(
     image: Image, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.fault_rows import Seen
 from harness.oci import Image, Layer, OciLayout, directory, file
 from harness.processes import OwnedProcess, free_port
 from harness.proxy import Proxy
@@ -129,7 +130,14 @@ def test_the_same_files_in_other_layers_add_next_to_nothing(
     assert after - before < 0.03 * before
 
 
-def test_after_a_kill_everything_is_still_there(own_proxy: Proxy, registry: Registry, layout: OciLayout) -> None:
+@pytest.mark.fault(
+    "proxy: killed at rest",
+    done="kill -9, start",
+    promised="the same chains, the same bootstraps, no download",
+)
+def test_after_a_kill_everything_is_still_there(
+    own_proxy: Proxy, registry: Registry, layout: OciLayout, seen: Seen
+) -> None:
     name, image = push(registry, layout, "killed:1", layout.add_layer(wheels(6)))
     warm(own_proxy, name)
     state = own_proxy.get(f"/v1/chains/{image.chain_ids[-1]}")
@@ -143,10 +151,16 @@ def test_after_a_kill_everything_is_still_there(own_proxy: Proxy, registry: Regi
     with registry.watched() as requests:
         assert warm(own_proxy, name)["new_bytes"] == 0
     assert [request.blob for request in requests if request.blob is not None] == []
+    seen("0 bytes downloaded again")
 
 
+@pytest.mark.fault(
+    "proxy: killed while it warms an image",
+    done="5 times kill -9 at random moments",
+    promised="the image is ready in the end",
+)
 def test_killed_again_and_again_while_it_works_it_gets_there(
-    own_proxy: Proxy, registry: Registry, layout: OciLayout
+    own_proxy: Proxy, registry: Registry, layout: OciLayout, seen: Seen
 ) -> None:
     name, _ = push(registry, layout, "survivor:1", *(layout.add_layer(wheels(100 + n, 60)) for n in range(4)))
     source = random.Random(7)
@@ -162,6 +176,7 @@ def test_killed_again_and_again_while_it_works_it_gets_there(
     done = warm(own_proxy, name)
     assert (done["exit"], done["files"]) == (0, 240)
     assert len(fetch(f"{own_proxy.url}/v1/chains/{done['chain_id']}/device")) > 240 * 60_000
+    seen("5 kills, 240 of 240 files")
 
 
 def test_a_layer_of_unknown_kind_fails_with_its_reason_and_is_still_served(
@@ -182,6 +197,11 @@ def test_a_layer_of_unknown_kind_fails_with_its_reason_and_is_still_served(
     assert str(Digest.of(blob)) == good.digest
 
 
+@pytest.mark.fault(
+    "hostile input: a layer that is not what the config says",
+    done="a wrong diffID",
+    promised="nothing of it is ever visible",
+)
 def test_a_layer_that_is_not_what_the_config_says_is_never_visible(
     proxy: Proxy, registry: Registry, layout: OciLayout
 ) -> None:
@@ -232,6 +252,11 @@ def test_a_purged_image_is_gone_and_can_come_back(own_proxy: Proxy, registry: Re
     assert warm(own_proxy, name)["new_bytes"] == 30 * 60_000
 
 
+@pytest.mark.fault(
+    "proxy: store smaller than its images",
+    done="two images in a store for one",
+    promised="the quota is kept; what was evicted comes back when it is read",
+)
 def test_in_a_store_that_holds_one_of_two_images_the_other_comes_back_on_demand(
     tmp_path: Path, registry: Registry, layout: OciLayout
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fakes.devices import pattern
+from harness.fault_rows import Seen
 from harness.sessions import SessionDaemon, clear, finish_reader, session_directory, start_reader
 from harness.waiting import until
 
@@ -69,9 +70,14 @@ def waits(reader: subprocess.Popen[str], *, in_: str = "vfs_read") -> bool:
     return "fuse_" in stack and in_ in stack
 
 
+@pytest.mark.fault(
+    "node daemon: ended while a read is open",
+    done="kill -9 or stop; take-over with FUSE_NOTIFY_RESEND (Linux 6.9), and without (older)",
+    promised="the read is answered with the right bytes, and so is one that began meanwhile",
+)
 @pytest.mark.parametrize("end", ["kill", "stop"])
 def test_a_read_that_a_daemon_left_open_is_answered_by_the_next(
-    daemons: dict[str, SessionDaemon], run_dir: Path, end: str
+    daemons: dict[str, SessionDaemon], run_dir: Path, end: str, seen: Seen
 ) -> None:
     """After kill -9 and after an orderly end alike: no error, the right bytes, whatever was asked meanwhile."""
     daemons["stuck"].serve()
@@ -89,8 +95,14 @@ def test_a_read_that_a_daemon_left_open_is_answered_by_the_next(
     assert "resumed=True lost=False" in line
     assert finish_reader(reader) == [expected(5, 10_000), expected(20_000, 10)]
     assert finish_reader(late) == [expected(77, 7)]
+    seen("the right bytes, both ways")
 
 
+@pytest.mark.fault(
+    "node daemon: killed three times under one open read",
+    done="kill -9",
+    promised="the read is answered by the fourth daemon",
+)
 def test_a_daemon_may_die_again_and_again(daemons: dict[str, SessionDaemon], run_dir: Path) -> None:
     """The same open read survives three daemons: what was sent again once can be sent again twice."""
     daemons["stuck"].serve()
@@ -122,7 +134,14 @@ sys.exit(errors)
 """
 
 
-def test_a_daemon_may_die_in_the_middle_of_an_answer(daemons: dict[str, SessionDaemon], run_dir: Path) -> None:
+@pytest.mark.fault(
+    "node daemon: killed while it answers",
+    done="10 times kill -9 under two busy readers",
+    promised="no read fails, none has wrong bytes",
+)
+def test_a_daemon_may_die_in_the_middle_of_an_answer(
+    daemons: dict[str, SessionDaemon], run_dir: Path, seen: Seen
+) -> None:
     """Ten kills of a daemon that does nothing but answer: no read fails, none hangs, none gets wrong bytes.
 
     A kill that stops the kernel's copy half-way would end the read with EIO (``fault_in.py``).
@@ -141,6 +160,7 @@ def test_a_daemon_may_die_in_the_middle_of_an_answer(daemons: dict[str, SessionD
     stop.touch()
 
     assert [reader.wait(60) for reader in readers] == [0, 0]
+    seen("10 kills, 0 errors, 0 wrong bytes")
 
 
 @pytest.mark.parametrize("recovery", ["resend"], indirect=True)
@@ -154,9 +174,14 @@ def test_two_daemons_at_once_are_refused(daemons: dict[str, SessionDaemon], run_
     assert finish_reader(start_reader(run_dir / "devices/blob", [(0, 10)])) == [expected(0, 10)]
 
 
+@pytest.mark.fault(
+    "holder: killed together with the daemon",
+    done="kill -9 of both",
+    promised="**not survived**: open files get an I/O error instead of hanging; the next daemon mounts anew",
+)
 @pytest.mark.parametrize("recovery", ["resend"], indirect=True)
 def test_without_its_holder_a_mount_dies_and_a_new_one_takes_its_place(
-    daemons: dict[str, SessionDaemon], run_dir: Path
+    daemons: dict[str, SessionDaemon], run_dir: Path, seen: Seen
 ) -> None:
     """Holder and daemon both killed: open files fail instead of hanging, and the next daemon says what was lost."""
     daemons["stuck"].serve()
@@ -173,8 +198,14 @@ def test_without_its_holder_a_mount_dies_and_a_new_one_takes_its_place(
 
     assert "resumed=False lost=True" in line
     assert finish_reader(start_reader(run_dir / "devices/blob", [(0, 10)])) == [expected(0, 10)]
+    seen("ECONNABORTED at once; the new mount reads right")
 
 
+@pytest.mark.fault(
+    "holder: gone while the daemon lives",
+    done="the holder ends",
+    promised="the daemon leaves the descriptor with a new one",
+)
 def test_a_lost_holder_is_replaced_while_the_daemon_lives(run_dir: Path) -> None:
     """The daemon still has the descriptor: it leaves it with a new holder, and nothing was lost."""
     mount = DevicesMount.open(run_dir, lambda path: find_keeper(path, {}))
@@ -210,6 +241,11 @@ def test_an_unmount_ends_the_mount_and_lets_readers_go(daemons: dict[str, Sessio
     assert "resumed=False lost=False" in daemons["local"].serve()
 
 
+@pytest.mark.fault(
+    "node daemon: its FUSE mount unmounted lazily by somebody",
+    done="umount -l, kill -9",
+    promised="what is open goes on, the log says what does not",
+)
 @pytest.mark.parametrize("recovery", ["resend"], indirect=True)
 def test_a_mount_that_somebody_removed_is_still_served(daemons: dict[str, SessionDaemon], run_dir: Path) -> None:
     """Files that are open go on; the log says what does not."""

@@ -60,6 +60,11 @@ def batch(number: int) -> list[tuple[ChunkId, object]]:
     return [raw(number * 100 + part, 30_000) for part in range(20)]
 
 
+@pytest.mark.fault(
+    "chunk store: quota larger than the disk",
+    done="50 MB into 24 MiB of tmpfs and ext4",
+    promised="the oldest go, the newest are there",
+)
 def test_a_store_larger_than_its_disk_evicts_and_goes_on(disk: Path) -> None:
     """A quota that the disk does not have is no reason to stop: the oldest chunks go, the newest are there."""
     store = LmdbChunkStore.open(disk / "store", quota_bytes=1 << 30)
@@ -74,6 +79,11 @@ def test_a_store_larger_than_its_disk_evicts_and_goes_on(disk: Path) -> None:
     assert audit(disk / "store") == []
 
 
+@pytest.mark.fault(
+    "chunk store: disk filled by others",
+    done="every block taken, then freed",
+    promised="all that is there can be read; writing goes on when there is room",
+)
 def test_a_disk_that_others_filled_is_a_full_store_until_there_is_room(disk: Path) -> None:
     """What is there can be read, nothing is half there, and as soon as there is room the store takes chunks again."""
     store = LmdbChunkStore.open(disk / "store", quota_bytes=1 << 30)
@@ -97,6 +107,11 @@ def test_a_disk_that_others_filled_is_a_full_store_until_there_is_room(disk: Pat
     assert audit(disk / "store") == []
 
 
+@pytest.mark.fault(
+    "tables: disk full",
+    done="every block taken, then freed",
+    promised="a write that does not fit did not happen; writing goes on when there is room",
+)
 def test_tables_on_a_full_disk_refuse_and_recover(disk: Path) -> None:
     """A write that does not fit did not happen; reading goes on; with room, writing too."""
     database = Database.open(disk / "db", tables=["blobs"])
@@ -114,6 +129,11 @@ def test_tables_on_a_full_disk_refuse_and_recover(disk: Path) -> None:
     database.close()
 
 
+@pytest.mark.fault(
+    "chunk store: EIO",
+    done="reads of the disk fail",
+    promised="an error of that chunk alone",
+)
 def test_a_disk_that_can_not_be_read_is_damaged_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy that the disk refuses is an error of that chunk, and reading ahead ignores it."""
     store = LmdbChunkStore.open(tmp_path, quota_bytes=64 * MiB)

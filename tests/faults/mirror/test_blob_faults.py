@@ -61,6 +61,11 @@ WRONG_PLACE = WithHeaders({"Content-Range": f"bytes 1-{PIECE}/{SIZE}"})
 WRONG_TOTAL = WithHeaders({"Content-Range": f"bytes 0-{PIECE - 1}/{SIZE + 1}"})
 
 
+@pytest.mark.fault(
+    "registry: every kind of bad answer to a blob",
+    done="status codes, cuts, stalls, lies, redirects, wrong bytes ([all rows](tests/faults/mirror/README.md))",
+    promised="the right blob, or 404 or 503 and the client goes elsewhere",
+)
 @pytest.mark.parametrize(
     ("faults", "always", "outcomes", "options"),
     [

@@ -23,6 +23,11 @@ async def read_some_and_vanish(mirror: RunningMirror, path: str, count: int, hea
         response.close()
 
 
+@pytest.mark.fault(
+    "proxy: a client hangs up",
+    done="in the head, in the middle, at the end",
+    promised="the fill and the other readers go on",
+)
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.97])
 @pytest.mark.parametrize("headers", [{}, {"Range": "bytes=0-"}], ids=["all", "range"])
 @on_both_loops

@@ -38,6 +38,11 @@ def failing_write(code: int, after_bytes: int) -> Callable[..., int]:
     return wrapped
 
 
+@pytest.mark.fault(
+    "proxy: blob disk full or failing",
+    done="ENOSPC, EIO after some bytes",
+    promised="the pull goes on, uncached",
+)
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 @pytest.mark.parametrize("after_bytes", [0, 500_000])
 @on_both_loops
@@ -113,6 +118,11 @@ async def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
             assert store.used_bytes <= 1_300_000
 
 
+@pytest.mark.fault(
+    "rot: a blob file that was cut",
+    done="truncated, emptied",
+    promised="never served, fetched again",
+)
 async def test_a_file_that_was_cut_is_fetched_again(tmp_path: Path) -> None:
     """An empty or short file under a blob's name is never served: not after a restart, nor before."""
     async with FakeRegistry() as registry:
@@ -154,6 +164,11 @@ async def test_a_broken_transfer_goes_on_after_a_restart(tmp_path: Path) -> None
         assert registry.body_bytes - sent == size - 3 * 2**20
 
 
+@pytest.mark.fault(
+    "rot: leftovers of fills",
+    done="journals and data of every wrong kind",
+    promised="the next pull gives the right bytes",
+)
 @pytest.mark.parametrize("damage", ["map", "part", "both", "boot", "none of ours"])
 async def test_damaged_leftovers_are_swept(damage: str, tmp_path: Path) -> None:
     """Whatever stands in ``fills/`` at the start, the next pull gives the right bytes."""

@@ -27,6 +27,11 @@ def row(name: str, status: int, *faults: Fault, always: Fault | None = None, **o
     return pytest.param(faults, always, status, options, id=name)
 
 
+@pytest.mark.fault(
+    "registry: every kind of bad answer of a token server",
+    done="status codes, cuts, lies",
+    promised="the pull works, or the client goes elsewhere",
+)
 @pytest.mark.parametrize(
     ("faults", "always", "status", "options"),
     [
@@ -106,6 +111,11 @@ async def test_each_repository_has_its_token(tmp_path: Path) -> None:
         assert [one.count("token"), two.count("token")] == [2, 2]
 
 
+@pytest.mark.fault(
+    "registry: token ends early",
+    done="401 in the middle",
+    promised="one more token, the pull goes on",
+)
 @pytest.mark.parametrize("auth", ["bearer", "bearer-private"])
 async def test_a_token_that_ends_is_renewed(auth: str, tmp_path: Path) -> None:
     """Upstream stops taking a token long before it said it would: one more token, and the pull goes on."""

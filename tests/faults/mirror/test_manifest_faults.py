@@ -28,6 +28,11 @@ def row(name: str, outcome: str, *faults: Fault, always: Fault | None = None, **
     return pytest.param(faults, always, outcome, options, id=name)
 
 
+@pytest.mark.fault(
+    "registry: every kind of bad answer to a manifest",
+    done="status codes, cuts, login pages, wrong bytes",
+    promised="the right manifest, or the client goes elsewhere",
+)
 @pytest.mark.parametrize("by", ["tag", "digest"])
 @pytest.mark.parametrize(
     ("faults", "always", "outcome", "options"),
@@ -120,6 +125,11 @@ STALE = [
 ]
 
 
+@pytest.mark.fault(
+    "registry: away",
+    done="timeouts, 5xx, 429, refused connections",
+    promised="tags as they were, with a Warning",
+)
 @pytest.mark.parametrize("fault", STALE)
 async def test_a_tag_is_answered_while_upstream_is_not_there(fault: Fault, tmp_path: Path) -> None:
     """With the digest it last had, and a Warning that says so; GET and HEAD alike."""
@@ -232,6 +242,11 @@ async def test_a_purged_tag_is_asked_for_again(tmp_path: Path) -> None:
             assert got.headers["Docker-Content-Digest"] == new
 
 
+@pytest.mark.fault(
+    "registry: away, proxy restarted",
+    done="both",
+    promised="what was pulled can still be pulled",
+)
 async def test_a_restart_keeps_tags_and_manifests(tmp_path: Path) -> None:
     """With the registry gone and the mirror restarted, what was pulled can still be pulled."""
     async with FakeRegistry() as registry:

@@ -281,6 +281,11 @@ async def test_a_mount_that_can_not_be_read_is_replaced(world: World, again_by: 
         assert world.kernel.mounts == 2, "it is mounted"
 
 
+@pytest.mark.fault(
+    "rot: bootstrap or chunk map on the node",
+    done="a byte flipped",
+    promised="noticed before it is mounted, fetched again",
+)
 @pytest.mark.parametrize("name", [BOOTSTRAP, CHUNK_MAP])
 async def test_damaged_files_are_noticed_and_fetched_again(world: World, name: str) -> None:
     """A flipped bit on the disk is found at the restart; readers get the right tree."""

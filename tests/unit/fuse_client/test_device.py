@@ -124,6 +124,11 @@ async def test_what_is_local_is_answered_at_once() -> None:
     assert (fetcher.wanted, device.misses, device.reads) == ([], 0, 1)
 
 
+@pytest.mark.fault(
+    "rot: a chunk in the node cache, under a reader",
+    done="a byte flipped",
+    promised="the reader gets the right bytes, later",
+)
 async def test_a_damaged_chunk_is_dropped_and_fetched_again() -> None:
     """Flipped bits in the node cache never reach a reader."""
     reference = Reference([5000] * 5)

@@ -185,6 +185,11 @@ async def test_a_head_of_the_device_tells_its_size(api: Api) -> None:
     assert answer.headers["Accept-Ranges"] == "bytes"
 
 
+@pytest.mark.fault(
+    "rot: chunks of the proxy, under a reader",
+    done="evicted and flipped",
+    promised="ingested again, the reader gets the right bytes",
+)
 async def test_evicted_and_damaged_chunks_are_ingested_again_under_the_reader(api: Api) -> None:
     await ready(api)
     whole = await (await device(api)).read()

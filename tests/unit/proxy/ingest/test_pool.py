@@ -172,6 +172,11 @@ async def test_a_missing_file_is_an_os_error(pool: LayerPool, tmp_path: Path) ->
         await pool.ingest(layer, available=everything(layer), progress=ignore)
 
 
+@pytest.mark.fault(
+    "proxy: an ingest worker killed",
+    done="kill -9",
+    promised="its own layers fail and are taken up again, others go on",
+)
 async def test_a_killed_worker_fails_its_own_layers_only(pool: LayerPool, tasks: Tasks, tmp_path: Path) -> None:
     first, second = Stalled(job(tmp_path)), Stalled(job(tmp_path, member(b"other", b"x" * 9000) + END))
     calls = []

@@ -155,6 +155,11 @@ async def test_a_herd_that_pulls_one_image_has_it_learned_once(parts: Parts) -> 
     assert len(parts.pool.jobs) == 1
 
 
+@pytest.mark.fault(
+    "rot: bootstrap or chunk map of the proxy",
+    done="a byte flipped",
+    promised="built again from the layer indexes",
+)
 @pytest.mark.parametrize("kind", ["bootstrap", "chunkmap"])
 async def test_a_damaged_artifact_is_built_again(parts: Parts, kind: str) -> None:
     parts.ingest.on_manifest(seen(add_image(parts.mirror, [LOW, HIGH])))
