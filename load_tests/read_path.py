@@ -1,174 +1,114 @@
-"""Reading an image that is in the node cache, beside containerd's overlayfs of the same image.
+"""Reading an image that is in the node cache, with both drivers, beside containerd's overlayfs of the same image.
 
-Both are mounted by containerd, read-write as for a container: overlayfs over unpacked layers, and overlayfs over
-EROFS over FUSE over the node cache. Before each measurement the page cache is dropped. ``disk`` cases begin with
-nothing in memory and can be no faster than the disk, which is measured too; for the others the node cache's own
-files, or the unpacked layers, are in memory, and only the mount's pages are not.
+All are mounted by containerd, read-write as for a container: overlayfs over unpacked layers, and overlayfs over what
+our drivers show of the node cache (EROFS over FUSE; pyfuse3). Each driver has a node and a containerd of its own. Three
+states of memory:
 
-    .venv/bin/python load_tests/read_path.py [--image LAYOUT] [--json FILE]
+- cold: the page cache is dropped before each measurement. ``disk`` cases can be no faster than the disk, which is
+  measured too; ``find_ls`` and ``import`` without more words are cold, too.
+- in memory (``seq_read``, ``random_4k``, ``import_warm_disk``): the node cache's own files, or the unpacked layers, are
+  in memory, and only the mount's pages are not.
+- ``cached``: the kernel has all of the mount from the measurement before.
 
-Needs root. The image is that of the demo unless ``--image`` names an OCI layout with a tag v1.
+    .venv/bin/python load_tests/read_path.py [--driver both] [--image LAYOUT] [--json FILE]
+
+Needs root. The image is that of the demo unless ``--image`` names an OCI layout with a tag v1, whose program must print
+a line that begins with "started" first, and one that begins with "ready" once it is. Figures of the portable driver
+have ``portable`` in their names. A group of cases that fails is told, and the others are measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
 import random
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1] / part) for part in ("tests", "deploy/demo")]
 
 from build_image import build
 from harness.containerd import SNAPSHOTTER
 from harness.oci import Image
-from harness.processes import run
 from harness.stack import Stack
-from harness.starts import NAMESPACE, READY, STARTED, drop_page_cache, pull, run_container
+from harness.starts import drop_page_cache
+from mounted import MIB, RANDOM, READ, Mounted, mounted, rounds, timed, top_chain
 from report import Report, main
-
-from fastpull.cache.digest import Digest, chain_ids
 
 CACHE = Path("/var/cache/fastpull-demo")
 WORK = Path("/var/lib")  # a real disk
-OURS, THEIRS = SNAPSHOTTER, "overlayfs"
-MIB = 1 << 20
-
-_READ = """
-import os, sys, time
-path, count = sys.argv[1], int(sys.argv[2])
-fd, buffer, total = os.open(path, os.O_RDONLY), bytearray(1 << 20), 0
-began = time.perf_counter()
-while total < count and (got := os.readv(fd, [buffer])):
-    total += got
-print(total, time.perf_counter() - began)
-"""
-
-_RANDOM = """
-import os, random, sys, time
-path, count = sys.argv[1], int(sys.argv[2])
-fd = os.open(path, os.O_RDONLY)
-os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-places = random.Random(3).sample(range(os.fstat(fd).st_size // 4096), count)
-buffer = bytearray(4096)
-began = time.perf_counter()
-for place in places:
-    os.preadv(fd, [buffer], place * 4096)
-print(count, time.perf_counter() - began)
-"""
+NODE = '[cache]\nmax_bytes = "30GiB"\n'
+EROFS, FUSE, OVERLAYFS = "erofs", "fuse", "overlayfs"
 
 
-class Mounted:
-    """The image as one snapshotter shows it to a container."""
+@dataclass
+class Bench:
+    """What is measured, and the figures side by side as they come."""
 
-    def __init__(self, stack: Stack, image: str, snapshotter: str, directory: Path) -> None:
-        self.stack, self.image, self.snapshotter = stack, image, snapshotter
-        self.path = directory
+    report: Report
+    rounds: int
+    mounts: dict[str, Mounted]
+    table: dict[str, dict[str, float]] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
-    def large_files(self, count: int) -> list[Path]:
-        found = subprocess.run(
-            ["find", self.path, "-xdev", "-type", "f", "-size", "+100M", "-printf", "%s %p\\n"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()
-        return [Path(line.split(" ", 1)[1]) for line in sorted(found, key=lambda line: -int(line.split()[0]))[:count]]
+    @property
+    def drivers(self) -> list[str]:
+        return [name for name in self.mounts if name != OVERLAYFS]
 
-    def forget(self, files: Sequence[Path]) -> None:
-        """Drop the pages of the mount, and of nothing else."""
-        for path in files:
-            fd = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
+    def measure(
+        self, case: str, what: Callable[[Mounted], float], before: Callable[[Mounted], object] | None = None
+    ) -> dict[str, float]:
+        """The median for each mount; without ``before`` the page cache is dropped each time."""
+        options = (before,) if before is not None else ()
+        taken = rounds(self.rounds, what, list(self.mounts.values()), *options)
+        self.table[case] = dict(zip(self.mounts, taken, strict=True))
+        return self.table[case]
 
-    def read_everything(self) -> float:
-        """Seconds for all files, by four readers."""
-        began = time.perf_counter()
-        run(
-            *("sh", "-c", 'find "$0" -xdev -type f -print0 | xargs -0 -P 4 -n 200 cat > /dev/null', str(self.path)),
-            seconds=3600,
+    def add(
+        self, case: str, values: dict[str, float], unit: str, *, at_least: float | None = None, targets: str = EROFS
+    ) -> None:
+        """A row for each mount: ``case`` has a place for the driver in its name. ``targets``: whose has a target."""
+        for name, value in values.items():
+            infix = {EROFS: "", FUSE: "portable_", OVERLAYFS: "overlayfs_"}[name]
+            target = at_least if name == targets else None
+            self.report.add(case.format(infix), value, unit, at_least=target)
+
+    def compare(
+        self, case: str, values: dict[str, float], *, than: float | None = None, portable: float | None = None
+    ) -> None:
+        """Ratios of times: to overlayfs (at most ``than`` for EROFS), and of the two drivers (at most ``portable``)."""
+        for name in self.drivers:
+            infix = "" if name == EROFS else "portable_"
+            target = than if name == EROFS else None
+            ratio = values[name] / values[OVERLAYFS]
+            self.report.add(f"{case}_{infix}vs_overlayfs", ratio, "x the time", at_most=target)
+        if EROFS in values and FUSE in values:
+            ratio = values[FUSE] / values[EROFS]
+            self.report.add(f"{case}_portable_vs_erofs", ratio, "x the time", at_most=portable)
+
+    @contextlib.contextmanager
+    def group(self, name: str) -> Iterator[None]:
+        """Cases without which the others make sense."""
+        try:
+            yield
+        except (AssertionError, OSError, KeyError, ValueError, subprocess.SubprocessError) as exc:
+            self.failed.append(name)
+            print(f"{name}: FAILED: {exc}", file=sys.stderr, flush=True)
+
+    def side_by_side(self) -> None:
+        names = list(self.mounts)
+        print(
+            f"\n{'median of ' + str(self.rounds):32}" + "".join(f"{name:>12}" for name in names) + f"{'fuse/erofs':>12}"
         )
-        return time.perf_counter() - began
-
-    def find(self) -> float:
-        began = time.perf_counter()
-        subprocess.run(["find", self.path, "-xdev", "-ls"], stdout=subprocess.DEVNULL, check=True)
-        return time.perf_counter() - began
-
-    def start(self) -> float:
-        """Seconds that the image's program takes to import its packages, in a container."""
-        lines = run_container(self.stack.containerd, self.image, self.snapshotter)
-        return lines[READY][0] - lines[STARTED][0]
-
-
-def timed(script: str, *jobs: tuple[Path, int]) -> float:
-    """Units per second of all jobs side by side."""
-    running = [
-        subprocess.Popen([sys.executable, "-I", "-S", "-c", script, str(path), str(count)], stdout=subprocess.PIPE)
-        for path, count in jobs
-    ]
-    results = [child.communicate()[0].split() for child in running]
-    return sum(float(count) for count, _ in results) / max(float(seconds) for _, seconds in results)
-
-
-def top_chain(layout: Path) -> str:
-    """The chainID of the only image in an OCI layout: the name of its snapshot in containerd."""
-
-    def blob(descriptor: dict[str, Any]) -> dict[str, Any]:
-        return dict(json.loads((layout / "blobs" / descriptor["digest"].replace(":", "/")).read_bytes()))
-
-    (manifest,) = json.loads((layout / "index.json").read_bytes())["manifests"]
-    config = blob(blob(manifest)["config"])
-    return str(chain_ids(map(Digest.parse, config["rootfs"]["diff_ids"]))[-1])
-
-
-@contextlib.contextmanager
-def mounted(stack: Stack, image: str, chain: str, snapshotter: str, directory: Path) -> Iterator[Mounted]:
-    pull(stack.containerd, image, snapshotter)
-    directory.mkdir()
-
-    def snapshots(*args: str | Path) -> str:
-        return stack.containerd.ctr("snapshots", "--snapshotter", snapshotter, *args, namespace=NAMESPACE)
-
-    key = f"load-{snapshotter}"
-    snapshots("prepare", key, chain)
-    try:
-        run("sh", "-c", snapshots("mounts", directory, key))
-        yield Mounted(stack, image, snapshotter, directory)
-    finally:
-        run("umount", "--lazy", directory, check=False)
-        snapshots("rm", key)
-
-
-def rounds(count: int, measure: Callable[[Mounted], float], *mounts: Mounted, cold: bool = True) -> list[float]:
-    """The median for each mount, measured in turns so that the machine's moods hit all alike."""
-    taken: list[list[float]] = [[] for _ in mounts]
-    for _ in range(count):
-        for mount, values in zip(mounts, taken, strict=True):
-            if cold:
-                drop_page_cache()
-            values.append(measure(mount))
-    return [statistics.median(values) for values in taken]
-
-
-def all_local(parts: Stack, when: str) -> int:
-    """Reads of the image that were not local so far. Fails when something still is not."""
-    chains = parts.node.status()["chains"]
-    for chain in chains:
-        if chain["local_chunks"] < chain["chunks"]:
-            raise SystemExit(f"{when}, {chain['local_chunks']} of {chain['chunks']} chunks are in the node cache")
-    return sum(chain["misses"] for chain in chains)
+        for case, values in self.table.items():
+            ratio = f"{values[FUSE] / values[EROFS]:12.2f}" if {EROFS, FUSE} <= values.keys() else ""
+            print(f"{case:32}" + "".join(f"{values[name]:12.4g}" for name in names) + ratio)
 
 
 def disk_gb_s(directory: Path) -> float:
@@ -177,78 +117,120 @@ def disk_gb_s(directory: Path) -> float:
     with path.open("wb") as file:
         for _ in range(512):
             file.write(random.randbytes(MIB))
-        os.fsync(file.fileno())
     drop_page_cache()
-    rate = timed(_READ, (path, 512 * MIB))
+    rate = timed(READ, (path, 512 * MIB))
     path.unlink()
     return rate / 1e9
 
 
 def measure(report: Report, args: argparse.Namespace) -> None:
     layout = args.image or build(args.cache)
+    drivers = [EROFS, FUSE] if args.driver == "both" else [args.driver]
     directory = Path(tempfile.mkdtemp(prefix="fpr", dir=args.work))
     try:
         with contextlib.ExitStack() as stack:
-            parts = stack.enter_context(Stack(directory, node_settings='[cache]\nmax_bytes = "30GiB"\n'))
-            image = parts.registry.push(Image(layout, "v1", manifest_digest="", layers=()), "load/ai:v1")
+            first = stack.enter_context(Stack(directory / drivers[0], driver=drivers[0], node_settings=NODE))
+            stacks = {drivers[0]: first}
+            for name in drivers[1:]:
+                parts = Stack(
+                    directory / name, registry=first.registry, proxy=first.proxy, driver=name, node_settings=NODE
+                )
+                stacks[name] = stack.enter_context(parts)
+            image = first.registry.push(Image(layout, "v1", manifest_digest="", layers=()), "load/ai:v1")
             chain = top_chain(layout)
-            theirs = stack.enter_context(mounted(parts, image, chain, THEIRS, directory / "theirs"))
-            ours = stack.enter_context(mounted(parts, image, chain, OURS, directory / "ours"))
-            _measure(report, args, parts, ours, theirs, directory)
+
+            def mount(parts: Stack, snapshotter: str, at: str) -> Mounted:
+                return stack.enter_context(mounted(parts, image, chain, snapshotter, directory / at))
+
+            mounts = {OVERLAYFS: mount(first, OVERLAYFS, "theirs")}
+            mounts |= {name: mount(parts, SNAPSHOTTER, f"ours-{name}") for name, parts in stacks.items()}
+            bench = Bench(report, args.rounds, mounts)
+            try:
+                _measure(bench, args, directory)
+            finally:
+                bench.side_by_side()
+            if bench.failed:
+                raise SystemExit(f"not measured, or not to be relied on: {', '.join(bench.failed)}")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _measure(
-    report: Report, args: argparse.Namespace, parts: Stack, ours: Mounted, theirs: Mounted, directory: Path
-) -> None:
-    report.add("fill_node_cache_seconds", ours.read_everything(), "s")
-    misses = all_local(parts, "after every file was read")
-    big = {mount: mount.large_files(4) for mount in (ours, theirs)}
+def _measure(bench: Bench, args: argparse.Namespace, directory: Path) -> None:
+    lazy = {name: bench.mounts[name] for name in bench.drivers}
+    bench.add("fill_node_cache_{}seconds", {name: mount.read_everything() for name, mount in lazy.items()}, "s")
+    for mount in lazy.values():
+        mount.until_local()
+    with bench.group("sequential and random reads"):
+        _reads(bench, args, directory)
+    with bench.group("find"):
+        _find(bench)
+    with bench.group("import"):
+        _import(bench)
+    for name, mount in lazy.items():
+        if late := mount.late_reads():
+            bench.failed.append(f"{name}, as {late} reads had to wait for the proxy")
 
+
+def _reads(bench: Bench, args: argparse.Namespace, directory: Path) -> None:
     def sequential(mount: Mounted) -> float:
-        mount.forget(big[mount])
-        return timed(_READ, (big[mount][0], args.mib * MIB)) / 1e9
+        return timed(READ, (mount.files[0], args.mib * MIB)) / 1e9
 
     def streams(mount: Mounted) -> float:
-        mount.forget(big[mount])
-        return timed(_READ, *((path, args.mib * MIB // 2) for path in big[mount])) / 1e9
+        return timed(READ, *((path, args.mib * MIB // 2) for path in mount.files)) / 1e9
 
     def random_reads(mount: Mounted) -> float:
-        mount.forget(big[mount])
-        return timed(_RANDOM, (big[mount][0], args.reads))
+        return timed(RANDOM, (mount.files[0], args.reads))
 
-    for mount in (ours, theirs):  # the node cache's files, or the layers: into memory
-        for path in big[mount]:
-            timed(_READ, (path, args.mib * MIB))
+    for mount in bench.mounts.values():
+        mount.fill_memory()
+    taken = bench.measure("seq_read, GB/s", sequential, Mounted.forget_files)
+    bench.add("seq_read_{}gb_s", taken, "GB/s, in memory", at_least=1.5)
+    taken = bench.measure("seq_read_4_streams, GB/s", streams, Mounted.forget_files)
+    bench.add("seq_read_4_streams_{}gb_s", taken, "GB/s, in memory")
+    taken = bench.measure("random_4k, reads/s", random_reads, Mounted.forget_files)
+    bench.add("random_4k_{}iops", taken, "reads/s, 1 reader")
 
-    mine, other = rounds(args.rounds, sequential, ours, theirs, cold=False)
-    report.add("seq_read_gb_s", mine, "GB/s", at_least=1.5)
-    report.add("seq_read_overlayfs_gb_s", other, "GB/s, in memory")
-    (mine,) = rounds(args.rounds, streams, ours, cold=False)
-    report.add("seq_read_4_streams_gb_s", mine, "GB/s")
-    (mine,) = rounds(args.rounds, random_reads, ours, cold=False)
-    report.add("random_4k_iops", mine, "reads/s, 1 reader")
+    bench.report.add("disk_gb_s", disk_gb_s(directory), "GB/s")
+    taken = bench.measure("seq_read_disk, GB/s", sequential)
+    bench.add("seq_read_disk_{}gb_s", taken, "GB/s")
+    _rates(bench, "seq_read_disk", taken)
+    _rates(bench, "random_4k_disk", bench.measure("random_4k_disk, reads/s", random_reads))
 
-    report.add("disk_gb_s", disk_gb_s(directory), "GB/s")
-    mine, other = rounds(args.rounds, sequential, ours, theirs)
-    report.add("seq_read_disk_gb_s", mine, "GB/s")
-    report.add("seq_read_disk_vs_overlayfs", mine / other, "times as fast")
-    mine, other = rounds(args.rounds, random_reads, ours, theirs)
-    report.add("random_4k_disk_vs_overlayfs", mine / other, "times as fast")
-    mine, other = rounds(args.rounds, Mounted.find, ours, theirs)
-    report.add("find_ls_seconds", mine, "s")
-    report.add("find_ls_vs_overlayfs", mine / other, "x the time", at_most=1.1)
-    mine, other = rounds(args.rounds, Mounted.start, ours, theirs)
-    report.add("import_seconds", mine, "s")
-    report.add("import_vs_overlayfs", mine / other, "x the time", at_most=1.1)
-    late = all_local(parts, "at the end") - misses
-    if late:
-        raise SystemExit(f"{late} reads had to wait for the proxy: the figures above are not of a full node cache")
+
+def _rates(bench: Bench, case: str, values: dict[str, float]) -> None:
+    for name in bench.drivers:
+        infix = "" if name == EROFS else "portable_"
+        bench.report.add(f"{case}_{infix}vs_overlayfs", values[name] / values[OVERLAYFS], "times as fast")
+
+
+def _find(bench: Bench) -> None:
+    taken = bench.measure("find_ls, cold, s", Mounted.find)
+    bench.add("find_ls_{}seconds", taken, "s")
+    bench.compare("find_ls", taken, than=1.1, portable=4.0)
+    taken = bench.measure("find_ls, cached, s", Mounted.find, Mounted.find)
+    bench.add("find_ls_cached_{}seconds", taken, "s")
+    bench.compare("find_ls_cached", taken, portable=4.0)
+
+
+def _import(bench: Bench) -> None:
+    taken = bench.measure("import, cold, s", Mounted.start)
+    bench.add("import_{}seconds", taken, "s")
+    bench.compare("import", taken, than=1.1)
+    for mount in bench.mounts.values():
+        mount.fill_memory()
+    taken = bench.measure("import, cache files in memory, s", Mounted.start, Mounted.forget_pages)
+    bench.add("import_warm_disk_{}seconds", taken, "s")
+    bench.compare("import_warm_disk", taken)
+    for mount in bench.mounts.values():
+        mount.start()
+    taken = bench.measure("import, cached, s", Mounted.start, lambda _: None)
+    bench.add("import_cached_{}seconds", taken, "s")
+    bench.compare("import_cached", taken, portable=1.5)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--driver", choices=(EROFS, FUSE, "both"), default="both", help="default: %(default)s")
     parser.add_argument("--image", type=Path, metavar="LAYOUT", help="an OCI image layout, instead of the demo's image")
     parser.add_argument(
         "--cache", type=Path, default=CACHE, help="where the demo's image is kept (default %(default)s)"

@@ -67,14 +67,19 @@ def machine() -> dict[str, object]:
 
 
 def main(title: str, measure: Callable[[Report, argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Run ``measure`` from the command line. Exit code 1 when a target is missed and ``--strict`` is given."""
+    """Run ``measure`` from the command line. Exit code 1 when a target is missed and ``--strict`` is given.
+
+    What was measured until something failed is written all the same.
+    """
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     parser.add_argument("--strict", action="store_true", help="fail when a target is missed")
     args = parser.parse_args()
     report = Report(title)
-    measure(report, args)
-    if args.json is not None:
-        report.write(args.json)
+    try:
+        measure(report, args)
+    finally:
+        if args.json is not None:
+            report.write(args.json)
     if args.strict and any(row.is_met is False for row in report.rows):
         sys.exit(1)
 
