@@ -11,6 +11,7 @@ from typing import Protocol
 from fastpull.cache.codec import decode
 from fastpull.cache.digest import ChunkId, Digest, chunk_id
 from fastpull.cache.errors import CacheError, ChunkCorruptError
+from fastpull.cache.fault_in import fault_in
 from fastpull.cache.store import ChunkView, Encoding, StoredChunk
 from fastpull.fuse_client.errors import ProxyError
 from fastpull.fuse_client.fetch.queue import Want
@@ -153,7 +154,7 @@ class ChainDevice:
         if damaged:
             self.damaged += len(damaged)
             log.error("chain %s: %d damaged chunks in the node cache, fetched anew", self.chain, len(damaged))
-            await self._drop(damaged)
+            await self._forget(damaged)
         missing = [piece for piece in pieces if piece.chunk_id not in chunks]
         if missing:
             self.misses += 1
@@ -178,10 +179,18 @@ class ChainDevice:
                 try:
                     stored = view.get(piece.chunk_id)
                     if stored is not None:
-                        chunks[piece.chunk_id] = bytes(self._look(piece, stored))
+                        data = self._look(piece, stored)
+                        _make_present(piece.chunk_id, data)  # one that was verified long ago may be gone since
+                        chunks[piece.chunk_id] = bytes(data)
                 except CacheError:
                     damaged.append(piece.chunk_id)
         return chunks, damaged
+
+    async def _forget(self, damaged: Sequence[ChunkId]) -> None:
+        try:
+            await self._drop(damaged)
+        except CacheError as exc:  # a disk that fails may fail for this, too; the reader gets its bytes anyhow
+            log.error("chain %s: the damaged chunks stay in the node cache: %s", self.chain, exc)  # noqa: TRY400
 
     def _compose(
         self, offset: int, length: int, pieces: Sequence[Piece], chunks: dict[ChunkId, bytes]
@@ -211,8 +220,10 @@ class ChainDevice:
         """The content, verified unless that was done before. Raise ``ChunkCorruptError``."""
         data = stored.data
         if stored.encoding is not Encoding.RAW:  # another version of the node stored it
+            _make_present(piece.chunk_id, data)
             data = decode(stored, piece.chunk_id, verify=True)
         elif self._seen == _NEVER or not self._state[piece.index] & _VERIFIED:
+            _make_present(piece.chunk_id, data)
             if chunk_id(data) != piece.chunk_id:
                 raise ChunkCorruptError(piece.chunk_id, "its bytes in the node cache are not its own")
             if len(data) == piece.size:
@@ -285,3 +296,11 @@ class ChainDevice:
                     chunks += 1
                     size += self.map.size_at(index)
         return chunks, size
+
+
+def _make_present(chunk: ChunkId, data: bytes | memoryview) -> None:
+    """Raise ``ChunkCorruptError`` for what the disk can not give: touching it would kill the process."""
+    try:
+        fault_in((data,))
+    except OSError as exc:
+        raise ChunkCorruptError(chunk, f"the disk can not give its bytes ({exc.strerror})") from exc

@@ -8,9 +8,9 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fastpull.cache.fault_in import fault_in
 from fastpull.fuse_client.session.answers import answer_header, error_answer, resend_notice
-from fastpull.fuse_client.session.errors import ChannelClosedError
-from fastpull.fuse_client.session.fault_in import fault_in
+from fastpull.fuse_client.session.errors import BufferLostError, ChannelClosedError
 from fastpull.fuse_client.session.files import Buffers
 from fastpull.fuse_client.session.journal import RequestJournal
 
@@ -32,8 +32,8 @@ class Connection(NamedTuple):
 class Channel:
     """Owns a FUSE connection.
 
-    Sending never fails for the caller: an answer that the kernel does not want any more is dropped, and one
-    that can not be written becomes EIO for that request. Used on one thread.
+    Sending fails for the caller only when the bytes can not be had: an answer that the kernel does not want any
+    more is dropped, and one that can not be written becomes EIO for that request. Used on one thread.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -73,16 +73,22 @@ class Channel:
         self._journal.hold(unique)
 
     def send(self, unique: int, buffers: Buffers, length: int) -> None:
-        """Answer with ``buffers``, ``length`` bytes in total, copied before this returns."""
+        """Answer with ``buffers``, ``length`` bytes in total, copied before this returns.
+
+        Raise ``BufferLostError`` where a buffer shows what the disk can not give; then nothing was answered.
+        """
         try:
             if len(buffers) >= _IOV_MAX:
                 buffers = _in_few(buffers)
             fault_in(buffers)
+        except OSError as exc:
+            raise BufferLostError(f"a page of the store's memory map can not be read: {exc.strerror}") from exc
+        try:
             os.writev(self._fd, (answer_header(unique, length), *buffers))
         except OSError as exc:
             if exc.errno == errno.ENOENT or exc.errno in _CLOSED:
                 return  # the caller was killed, or the mount is gone
-            # EFAULT: a page of the store's memory map could not be read from the disk.
+            # EFAULT: a page that was there a moment ago is not any more, and the disk can not give it again.
             log.warning("answer of %d bytes to request %#x failed: %s", length, unique, exc.strerror)
             self.fail(unique, errno.EIO)
         finally:

@@ -31,7 +31,8 @@ class DeviceFile(Protocol):
 
         If all bytes are here, call ``reply`` once with buffers of ``length`` bytes in total and return
         True; the buffers are copied before ``reply`` returns, so they may lie in an open view of the
-        store. Else return False with nothing called. Called on the event loop.
+        store. What ``reply`` raises passes through: bytes that the disk can not give are asked of ``read``.
+        Else return False with nothing called. Called on the event loop.
         """
         ...
 

@@ -26,7 +26,7 @@ from fastpull.cache.tasks import Tasks
 from fastpull.fuse_client.session import answers
 from fastpull.fuse_client.session.channel import Channel, Connection
 from fastpull.fuse_client.session.directory import Directory, Node
-from fastpull.fuse_client.session.errors import ChannelClosedError, ProtocolError
+from fastpull.fuse_client.session.errors import BufferLostError, ChannelClosedError, ProtocolError
 from fastpull.fuse_client.session.files import Buffers, DeviceFile, DeviceReadError
 from fastpull.fuse_client.session.protocol import (
     ROOT_ID,
@@ -77,7 +77,10 @@ class Answer:
         self.given = False
 
     def data(self, buffers: Buffers) -> None:
-        """Answer with the bytes. A wrong number of them becomes EIO: EROFS would read zeros instead."""
+        """Answer with the bytes. A wrong number of them becomes EIO: EROFS would read zeros instead.
+
+        Raise ``BufferLostError`` when the disk can not give them; the answer is still to be given then.
+        """
         if self.given:
             log.error("second answer to request %#x dropped", self.unique)
             return
@@ -86,8 +89,8 @@ class Answer:
             log.error("a device gave %d bytes for a read of %d; the read fails", total, self.length)
             self.error(errno.EIO)
             return
-        self.given = True
         self._channel.send(self.unique, buffers, total)
+        self.given = True
 
     def error(self, code: int) -> None:
         if not self.given:
@@ -319,6 +322,8 @@ class FuseSession:
             return
         try:
             local = node.device.try_read(request.offset, answer.length, answer.data)
+        except BufferLostError:
+            local = False
         except Exception:
             log.exception("%s: looking for %d bytes at %d failed", node.name.decode(), answer.length, request.offset)
             answer.error(errno.EIO)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpull.fuse_client.session.fault_in import fault_in
+from fastpull.cache.fault_in import fault_in
 
 SIZE = 64 * mmap.PAGESIZE
 
