@@ -7,6 +7,9 @@ says that it is ready.
 
     .venv/bin/python load_tests/cold_start.py [--image REF --next REF] [--bandwidth 1gbit] [--rtt 1ms] [--runs 5]
 
+``--driver both`` adds ``no_plan_portable_s`` and ``plan_portable_s``, the same starts on the portable driver. Figures
+are told as they come, and the medians also of runs that end early.
+
 The image is that of the demo, its next tag the same with another version of one package and what depends on it. Any
 other image must print a line that begins with "started" first, and one that begins with "ready" once it is.
 """
@@ -16,21 +19,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1] / part) for part in ("tests", "deploy/demo")]
 
-from build_image import PACKAGES, build
+from build_image import build
 from far_side import FarProxy, FarRegistry, Link, bits_per_second, seconds, shaped_link
 from harness.containerd import SNAPSHOTTER, Containerd
 from harness.mounts import unmount_all_below
@@ -39,14 +43,15 @@ from harness.oci import Image
 from harness.processes import run
 from harness.starts import NAMESPACE, READY, drop_page_cache, received_bytes, remove, run_container, until_connected
 from harness.waiting import until
+from next_tag import next_demo
 from report import Report, main
 
 CACHE = Path("/var/cache/fastpull-demo")
 WORK = Path("/var/lib")  # a real disk
 OVERLAYFS = "overlayfs"
-NEXT_PACKAGES = (PACKAGES[0], "transformers==5.23.0")
-CHANGED_LAYERS = 2  # of the demo's image: what is neither CUDA nor PyTorch, and the program
+EROFS, FUSE = "erofs", "fuse"
 PULL_SECONDS = 3600.0
+_OF_A_START = ("requests", "link_bytes", "waited_s", "touched_bytes")
 
 
 @dataclass
@@ -79,10 +84,18 @@ class Lab:
         remove(self.containerd, image)
         until(lambda: not self.node.status()["traces_waiting"], "the trace is sent")
 
-    def empty_node(self) -> None:
+    def clear(self, *images: str | None) -> None:
+        """After a run that broke off."""
+        self.containerd.set_mirror(self.registry.host, self.proxy.url)
+        for image in filter(None, images):
+            with contextlib.suppress(AssertionError, subprocess.SubprocessError):
+                remove(self.containerd, image)
+
+    def empty_node(self, driver: str) -> None:
         """The same daemon on a node that has nothing."""
         self.node.stop()
         shutil.rmtree(self.node.data, ignore_errors=True)
+        self.node.set_driver(driver)
         self.node.start()
         until_connected(self.containerd, SNAPSHOTTER)
 
@@ -103,25 +116,33 @@ class Lab:
             began = time.monotonic()
             lines = run_container(self.containerd, image, OVERLAYFS)
             self.values["local_s"].append(lines[READY][0] - began)
+            self.say("overlayfs", "local")
         finally:
             self.containerd.set_mirror(self.registry.host, self.proxy.url)
             remove(self.containerd, image)
 
-    def ours(self, case: str, image: str) -> None:
+    def ours(self, case: str, image: str, driver: str = EROFS) -> None:
         """On an empty node."""
-        self.empty_node()
+        self.empty_node(driver)
         with received_bytes(self.link.interface) as received:
             self.values[f"{case}_s"].append(self.start(image, SNAPSHOTTER))
-        requests = self.node.status()["fetch"]["requests"]
+        fetched = self.node.status()["fetch"]
         self.remove(image)
         told = self.last_start()
-        self.values[f"requests_{case}"].append(requests)
+        touched = told["fetched_received_bytes"] - told["vain_received_bytes"]
+        self.values[f"requests_{case}"].append(fetched["requests"])
         self.values[f"link_bytes_{case}"].append(received[0])
         self.values[f"waited_s_{case}"].append(told["waiting_seconds"])
-        touched = told["fetched_received_bytes"] - told["vain_received_bytes"]
         self.values[f"touched_bytes_{case}"].append(touched)
+        self.say(case)
 
-    def round(self, image: str, next_tag: str | None) -> None:
+    def say(self, *cases: str) -> None:
+        """What was measured last."""
+        names = [name for case in cases for name in (f"{case}_s", *(f"{of}_{case}" for of in _OF_A_START))]
+        told = {name: round(self.values[name][-1], 2) for name in names if name in self.values}
+        print(f"  {told}", file=sys.stderr, flush=True)
+
+    def round(self, image: str, next_tag: str | None, drivers: Sequence[str]) -> None:
         """Every case once."""
         self.overlayfs(image)
         self.proxy.forget_everything()
@@ -132,8 +153,12 @@ class Lab:
         self.ours("plan", image)
         if next_tag is not None:
             self.proxy.warm(next_tag, seconds=PULL_SECONDS)
-            self.drop_plan(next_tag)  # of an earlier round
             self.ours("next_tag", next_tag)
+            self.drop_plan(next_tag)  # else the first tag inherits it below
+        if FUSE in drivers:
+            self.drop_plan(image)
+            self.ours("no_plan_portable", image, FUSE)
+            self.ours("plan_portable", image, FUSE)
 
 
 @contextlib.contextmanager
@@ -170,90 +195,64 @@ def push(registry: FarRegistry, source: str, name: str) -> str:
     return f"{registry.host}/{name}"
 
 
-def next_demo(cache: Path, first: Path) -> Path:
-    """The demo's next tag: its lower layers as they are, the upper ones of another build on top of them."""
-    rebuilt = build(cache, packages=NEXT_PACKAGES, tag="v2")
-    target = cache / f"next-{first.name}-{rebuilt.name}"
-    if (target / "index.json").exists():
-        return target
-    shutil.rmtree(target, ignore_errors=True)
-    blobs = target / "blobs/sha256"
-    blobs.mkdir(parents=True)
-    (manifest, config), (upper, upper_config) = _documents(first), _documents(rebuilt)
-    keep = len(manifest["layers"]) - CHANGED_LAYERS
-    manifest["layers"][keep:] = upper["layers"][-CHANGED_LAYERS:]
-    config["rootfs"]["diff_ids"][keep:] = upper_config["rootfs"]["diff_ids"][-CHANGED_LAYERS:]
-    for layer in manifest["layers"]:
-        name = layer["digest"].removeprefix("sha256:")
-        source = next(at for at in (first, rebuilt) if (at / "blobs/sha256" / name).exists())
-        os.link(source / "blobs/sha256" / name, blobs / name)
-    manifest["config"] |= _put(blobs, config)
-    entry = {"mediaType": manifest["mediaType"], **_put(blobs, manifest)}
-    entry["annotations"] = {"org.opencontainers.image.ref.name": "v2"}
-    (target / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    (target / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    return target
-
-
-def _documents(layout: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Manifest and config."""
-
-    def blob(descriptor: dict[str, Any]) -> dict[str, Any]:
-        return dict(json.loads((layout / "blobs" / descriptor["digest"].replace(":", "/")).read_bytes()))
-
-    (entry,) = json.loads((layout / "index.json").read_bytes())["manifests"]
-    manifest = blob(entry)
-    return manifest, blob(manifest["config"])
-
-
-def _put(blobs: Path, document: dict[str, Any]) -> dict[str, Any]:
-    import hashlib
-
-    body = json.dumps(document, sort_keys=True).encode()
-    digest = hashlib.sha256(body).hexdigest()
-    (blobs / digest).write_bytes(body)
-    return {"digest": f"sha256:{digest}", "size": len(body)}
-
-
 def measure(report: Report, args: argparse.Namespace) -> None:
     image = args.image
     next_tag = args.next
     if image is None:
         first = build(args.cache)
         image, next_tag = str(first), str(next_demo(args.cache, first))
+    drivers = [EROFS, FUSE] if args.driver == "both" else [args.driver]
     root = Path(tempfile.mkdtemp(prefix="fpc", dir=args.work))
+    failed = 0
     try:
         with shaped_link(args.bandwidth, seconds(args.rtt)) as link, lab(root, link) as parts:
             first_ref = push(parts.registry, image, "load/ai:v1")
             next_ref = push(parts.registry, next_tag, "load/ai:v2") if next_tag is not None else None
-            for number in range(args.runs):
-                parts.round(first_ref, next_ref)
-                told = {case: round(values[-1], 2) for case, values in parts.values.items() if case.endswith("_s")}
-                print(f"  run {number + 1}: {told}", file=sys.stderr, flush=True)
-            tell(report, parts.values, bits_per_second(args.bandwidth))
+            try:
+                for number in range(1, args.runs + 1):
+                    print(f"  run {number} of {args.runs}", file=sys.stderr, flush=True)
+                    try:
+                        parts.round(first_ref, next_ref, drivers)
+                    except (AssertionError, OSError, KeyError, subprocess.SubprocessError) as exc:
+                        failed += 1
+                        print(f"  run {number} FAILED: {exc}", file=sys.stderr, flush=True)
+                        parts.clear(first_ref, next_ref)
+            finally:
+                tell(report, parts.values, bits_per_second(args.bandwidth))
     finally:
         shutil.rmtree(root, ignore_errors=True)
+    if failed:
+        raise SystemExit(f"{failed} of {args.runs} runs failed: the medians are of what was measured")
 
 
-def tell(report: Report, values: dict[str, list[float]], bits: float) -> None:
-    """The medians, with what they should be."""
-    median = {case: statistics.median(taken) for case, taken in values.items()}
-    overlayfs, local = median["overlayfs_s"], median["local_s"]
-    report.add("overlayfs_s", overlayfs, "s")
-    report.add("local_s", local, "s")
-    report.add("first_ever_s", median["first_ever_s"], "s", at_most=overlayfs / 2)
-    report.add("no_plan_s", median["no_plan_s"], "s", at_most=overlayfs / 5)
-    needed = median["touched_bytes_plan"]
-    ideal = 1.25 * (local + 8 * needed / bits)
-    report.add("plan_s", median["plan_s"], "s", at_most=min(overlayfs / 10, ideal))
-    if "next_tag_s" in median:
-        report.add("next_tag_s", median["next_tag_s"], "s", at_most=1.3 * median["plan_s"])
-    report.add("link_bytes_over_touched", median["link_bytes_plan"] / max(needed, 1), "x", at_most=1.1)
-    report.add("touched_mb", needed / 1e6, "MB, compressed")
-    report.add("requests_plan", median["requests_plan"], "requests for chunks")
-    report.add("requests_no_plan", median["requests_no_plan"], "requests for chunks")
-    report.add("waited_plan_s", median["waited_s_plan"], "s somebody waited")
-    report.add("waited_no_plan_s", median["waited_s_no_plan"], "s somebody waited")
+def tell(report: Report, values: Mapping[str, Sequence[float]], bits: float) -> None:
+    """The medians of what was measured, with what they should be."""
+    median = {case: statistics.median(taken) for case, taken in values.items() if taken}
+
+    def row(case: str, unit: str = "s", *, of: str = "", at_most: float | None = None) -> None:
+        if (of or case) in median:
+            report.add(case, median[of or case], unit, at_most=at_most)
+
+    def share(of: str, part: float) -> float | None:
+        return median[of] * part if of in median else None
+
+    row("overlayfs_s")
+    row("local_s")
+    row("first_ever_s", at_most=share("overlayfs_s", 1 / 2))
+    row("no_plan_s", at_most=share("overlayfs_s", 1 / 5))
+    needed = median.get("touched_bytes_plan")
+    if needed is not None:
+        ideal = 1.25 * (median["local_s"] + 8 * needed / bits)
+        row("plan_s", at_most=min(median["overlayfs_s"] / 10, ideal))
+    row("next_tag_s", at_most=share("plan_s", 1.3))
+    row("no_plan_portable_s")
+    row("plan_portable_s")
+    if needed is not None:
+        report.add("link_bytes_over_touched", median["link_bytes_plan"] / max(needed, 1), "x", at_most=1.1)
+        report.add("touched_mb", needed / 1e6, "MB, compressed")
+    for case in ("plan", "no_plan", "next_tag", "plan_portable", "no_plan_portable"):
+        row(f"requests_{case}", "requests for chunks")
+        row(f"waited_{case}_s", "s somebody waited", of=f"waited_s_{case}")
 
 
 if __name__ == "__main__":
@@ -262,6 +261,7 @@ if __name__ == "__main__":
         "--image", metavar="REF", help="a registry's image or an OCI layout, instead of the demo's image"
     )
     parser.add_argument("--next", metavar="REF", help="the next tag of --image; without it that case is left out")
+    parser.add_argument("--driver", choices=(EROFS, "both"), default=EROFS, help="default: %(default)s")
     parser.add_argument("--bandwidth", default="1gbit", help="of the link, as tc takes it (default %(default)s)")
     parser.add_argument("--rtt", default="1ms", help="of the link (default %(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="of each case (default %(default)s)")
@@ -269,4 +269,5 @@ if __name__ == "__main__":
         "--cache", type=Path, default=CACHE, help="where the demo's images are kept (default %(default)s)"
     )
     parser.add_argument("--work", type=Path, default=WORK, help="where the rest happens (default %(default)s)")
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # through every clean-up
     main("cold starts over a slow link", measure, parser)
