@@ -49,6 +49,13 @@ class RecordDamagedError(CacheError):
         self.key = key
 
 
+class RecordForeignError(RecordDamagedError):
+    """A value in a table is what was written, as far as can be told, but by a version that this one does not know.
+
+    Whoever reads treats it as damaged; whoever cleans up leaves it alone.
+    """
+
+
 class StoreVersionError(CacheError):
     """The files were written by a newer version; they are refused, never misread."""
 

@@ -28,7 +28,7 @@ import msgspec
 from blake3 import blake3
 
 from fastpull.cache.environment import open_environment, translated
-from fastpull.cache.errors import CacheError, RecordDamagedError, StoreVersionError
+from fastpull.cache.errors import CacheError, RecordDamagedError, RecordForeignError, StoreVersionError
 
 T = TypeVar("T")
 
@@ -162,6 +162,11 @@ class Table(Generic[T]):
             data = transaction.get(_encode_key(key), db=self._handle)
         return None if data is None else self._unpack(key, data)
 
+    def has(self, key: str) -> bool:
+        """Whether there is a value, damaged or not."""
+        with self._database._reading() as transaction:
+            return transaction.get(_encode_key(key), db=self._handle) is not None
+
     def put(self, key: str, value: T) -> None:
         payload = cast("bytes", value) if self._is_bytes else self._encode(value)
         data = b"".join((bytes((_VALUE_VERSION,)), self._checksum(key, payload), payload))
@@ -224,7 +229,8 @@ class Table(Generic[T]):
 
     def _unpack(self, key: str, data: bytes) -> T:
         if not data or data[0] != _VALUE_VERSION:
-            raise RecordDamagedError(self.name, key, f"version {data[:1].hex() or 'missing'} of a value is unknown")
+            kind = RecordForeignError if data and data[0] > _VALUE_VERSION else RecordDamagedError
+            raise kind(self.name, key, f"version {data[:1].hex() or 'missing'} of a value is unknown")
         payload = data[_HEADER_BYTES:]
         if data[1:_HEADER_BYTES] != self._checksum(key, payload):
             raise RecordDamagedError(self.name, key, "its checksum does not match")
@@ -232,8 +238,8 @@ class Table(Generic[T]):
             return cast("T", payload)
         try:
             return cast("T", self._decode(payload))
-        except msgspec.MsgspecError as exc:
-            raise RecordDamagedError(self.name, key, str(exc)) from exc
+        except msgspec.MsgspecError as exc:  # the checksum is right: somebody else's idea of the record
+            raise RecordForeignError(self.name, key, str(exc)) from exc
 
 
 def _encode_key(key: str) -> bytes:

@@ -17,7 +17,9 @@ import zstandard
 from fastpull.cache.digest import CHUNK_ID_BYTES, ChunkId
 from fastpull.image.errors import IndexFormatError
 
-_MAGIC = b"FPLI\x01"
+_NAME = b"FPLI"
+_VERSION = 1
+_MAGIC = _NAME + bytes((_VERSION,))
 _MAX_INDEX_BYTES = 2**31
 
 # One chunk of a file in ``Entry.chunks``: 32 bytes id, u32 little-endian uncompressed length.
@@ -83,3 +85,8 @@ class LayerIndex(msgspec.Struct, frozen=True, gc=False):
             return msgspec.msgpack.decode(packed, type=cls)
         except (zstandard.ZstdError, msgspec.DecodeError) as exc:
             raise IndexFormatError(f"damaged layer index: {exc}") from exc
+
+
+def is_newer(data: bytes) -> bool:
+    """Whether these are bytes of an index that only a newer version can read."""
+    return data[: len(_NAME)] == _NAME and data[len(_NAME) : len(_MAGIC)] > _MAGIC[len(_NAME) :]

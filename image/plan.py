@@ -25,7 +25,7 @@ from fastpull.image.errors import IndexFormatError
 
 MIN_SHARE = 0.2  # of the newest start in the means
 MIN_WEIGHT = 0.1  # below, a chunk is forgotten: after eight starts without it, or three if only one ever had it
-_VERSION = 1
+VERSION = 1
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +45,7 @@ class LearnedPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What is stored of a chain. The three sequences run in parallel, in plan order."""
 
     chain_id: str
-    version: int = _VERSION
+    version: int = VERSION
     starts: int = 0  # traces merged
     inherited_from: str = ""  # chainID; of what was learned elsewhere before the first start here
     ids: bytes = b""  # 32 bytes each
@@ -154,7 +154,7 @@ class _Figures:
     def add_all(self, learned: LearnedPlan, chunks: ChunkMap, limits: Limits) -> None:
         """Take over what was learned. Raise ``IndexFormatError`` for figures that are none."""
         weights, ranks = array("d"), array("d")
-        if learned.version != _VERSION or len(learned.weights) != len(learned.ranks):
+        if learned.version != VERSION or len(learned.weights) != len(learned.ranks):
             raise IndexFormatError(f"a plan of version {learned.version} with {len(learned.ids)} bytes of ids")
         if len(learned.weights) % 8 or len(learned.ids) != len(learned.weights) // 8 * CHUNK_ID_BYTES:
             raise IndexFormatError(f"{len(learned.ids)} bytes of ids, {len(learned.weights)} of weights")

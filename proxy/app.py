@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, aclosing, closing
 from aiohttp import web
 
 from fastpull.cache.lmdb_store import LmdbChunkStore
+from fastpull.cache.scrub import Scrubs
 from fastpull.cache.tables import Database
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.writer import Writer
@@ -32,6 +33,7 @@ from fastpull.proxy.mirror import service as mirror_service
 from fastpull.proxy.mirror.service import ManifestSeen, Mirror
 from fastpull.proxy.purge import Purge
 from fastpull.proxy.recently_served import RecentlyServed
+from fastpull.proxy.scrub import checks_of_proxy
 from fastpull.proxy.services import SERVICES, Services
 
 PROBE_TABLE = "probe"
@@ -115,4 +117,5 @@ async def open_services(settings: ProxySettings, stack: AsyncExitStack) -> Servi
         plans=Plans(database, writer, tasks, chains, images.repositories),
         purge=Purge(ingest, mirror.manifests, mirror.blobs, store, store_writer),
         recently_served=recently_served,
+        scrubs=Scrubs(checks_of_proxy(store, store_writer, database, writer, mirror.blobs, layers, chains)),
     )

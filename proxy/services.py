@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from fastpull.cache.scrub import Scrubs
 from fastpull.cache.store import ChunkStore
 from fastpull.cache.writer import Writer
 from fastpull.config.proxy import ProxySettings
@@ -34,6 +35,7 @@ class Services:
     plans: Plans
     purge: Purge
     recently_served: RecentlyServed
+    scrubs: Scrubs
 
 
 SERVICES = web.AppKey("services", Services)

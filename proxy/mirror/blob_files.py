@@ -109,6 +109,12 @@ class BlobFiles:
         if self._pins[digest] <= 0:
             del self._pins[digest]
 
+    def digests(self) -> Iterator[Digest]:
+        """Every complete blob; changes meanwhile may or may not show. Blocks for the disk."""
+        for path in self._blobs.glob("??/*"):
+            if (digest := _digest(path.name)) is not None:
+                yield digest
+
     # -- changing ------------------------------------------------------------------------------------------
 
     def commit(self, partial: Partial) -> None:

@@ -38,7 +38,9 @@ from fastpull.proxy.upstream.registry import Upstreams
 
 log = logging.getLogger(__name__)
 
-TABLES = ("mirror_manifests", "mirror_tags")
+MANIFESTS_TABLE = "mirror_manifests"
+TAGS_TABLE = "mirror_tags"
+TABLES = (MANIFESTS_TABLE, TAGS_TABLE)
 
 
 class BrokenAnswerError(UpstreamInvalidError):
@@ -90,8 +92,8 @@ class Manifests:
     ) -> None:
         self._settings = settings
         self._upstreams = upstreams
-        self._manifests = database.table("mirror_manifests", ManifestRecord)
-        self._tags = database.table("mirror_tags", TagRecord)
+        self._manifests = database.table(MANIFESTS_TABLE, ManifestRecord)
+        self._tags = database.table(TAGS_TABLE, TagRecord)
         self._writer = writer
         self._clock = clock
         self._flights: SingleFlight[tuple[str, str, str, str], StoredManifest | ManifestHead | MirrorError]

@@ -13,6 +13,7 @@ from fakes.ingest_assembly import Parts, assemble
 from fakes.ingest_parts import FakeMirror
 
 from fastpull.cache.memory_store import MemoryChunkStore
+from fastpull.cache.scrub import Scrubs
 from fastpull.cache.tables import Database
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.writer import Writer
@@ -56,6 +57,7 @@ async def serve_api(tmp_path: Path) -> AsyncIterator[Api]:
                 plans=Plans(database, writer, tasks, parts.chains, parts.images.repositories),
                 purge=Purge(parts.ingest, mirror, mirror, store, store_writer),  # type: ignore[arg-type]
                 recently_served=RecentlyServed(),
+                scrubs=Scrubs(()),
             )
             await health.check(lambda: None)
             app = web.Application()
