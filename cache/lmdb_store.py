@@ -46,6 +46,7 @@ from fastpull.cache.records import (
 from fastpull.cache.resident import release_mapping
 from fastpull.cache.segment_writer import SegmentWriter
 from fastpull.cache.segments import Segments
+from fastpull.cache.spans import joined
 from fastpull.cache.store import ChunkView, StoredChunk, StoreStats
 
 log = logging.getLogger(__name__)
@@ -230,6 +231,14 @@ class LmdbChunkStore:
                 keys = [key for key, _ in zip(cursor.iternext(values=False), range(_IDS_PER_LOOK), strict=False)]
             yield from (ChunkId(key) for key in keys)
             after = keys[-1] + b"\0"
+
+    def read_ahead(self, chunks: Sequence[ChunkId]) -> int:
+        asked = 0
+        for first in range(0, len(chunks), _IDS_PER_LOOK):
+            with self._translated(), LmdbView(self._index, self._segments) as view:
+                places = sorted(view.places(chunks[first : first + _IDS_PER_LOOK]))
+            asked += sum(self._segments.read_ahead(*span) for span in joined(places))
+        return asked
 
     def stats(self) -> StoreStats:
         with self._translated():

@@ -108,6 +108,10 @@ class MemoryChunkStore:
     def release_resident(self) -> None:
         """Nothing is mapped."""
 
+    def read_ahead(self, chunks: Sequence[ChunkId]) -> int:
+        """Everything is there."""
+        return 0
+
     def close(self) -> None:
         self._chunks.clear()
 

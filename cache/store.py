@@ -103,6 +103,14 @@ class ChunkStore(Protocol):
         """Make what was put so far, by any process, survive a power loss. Call it before telling of a chunk."""
         ...
 
+    def read_ahead(self, chunks: Sequence[ChunkId]) -> int:
+        """Have the disk begin to read what is not in the page cache, in its own order; return those bytes.
+
+        What is not in the store is left out. Blocks while the disk's queue is full; raises ``CacheError`` only for
+        the index.
+        """
+        ...
+
     def release_resident(self) -> None:
         """Take mapped files out of this process's resident set; they stay in the page cache."""
         ...

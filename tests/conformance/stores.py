@@ -81,6 +81,9 @@ class ReopenedStore:
     def release_resident(self) -> None:
         self._again().release_resident()
 
+    def read_ahead(self, chunks: Sequence[ChunkId]) -> int:
+        return self._again().read_ahead(chunks)
+
     def stats(self) -> StoreStats:
         return self._again().stats()
 

@@ -281,6 +281,8 @@ def test_calls_without_effect_do_no_harm(store: ChunkStore) -> None:
         store.flush()
         store.sync()
         store.release_resident()
+        assert store.read_ahead([]) == 0
+        assert store.read_ahead([packed(2)[0]]) == 0
         store.put_many([packed(1)])
 
     assert content(1) == decode(store.get(packed(1)[0]), packed(1)[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -475,6 +476,33 @@ def test_resident_pages_can_be_released(tmp_path: Path) -> None:
         assert resident_file_bytes() < before - 10 * MiB
         assert bytes(found.data) == chunks[-1][1].data
         del found
+    store.close()
+
+
+def test_what_is_not_in_memory_is_read_ahead(tmp_path: Path) -> None:
+    """The disk is asked for what the page cache has not, once, and for nothing else."""
+    if subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True).stdout.strip() == "tmpfs":
+        pytest.skip("the temporary directory is in memory, not on a disk")
+    store = open_store(tmp_path)
+    chunks = [raw(number, 250_000) for number in range(20)]
+    names = [name for name, _ in chunks]
+    store.put_many(chunks)
+    store.sync()
+    assert store.read_ahead(names) == 0
+    for segment in tmp_path.glob("*.chunks"):
+        with segment.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    asked = store.read_ahead(names[:10])
+
+    assert 9 * 250_000 <= asked <= 11 * 250_000
+    with store.view() as view:
+        for name in names[:10]:
+            found = view.get(name)
+            assert found is not None
+            sum(found.data[::4096])
+            del found
+    assert store.read_ahead(names[:10]) == 0
     store.close()
 
 
