@@ -108,7 +108,7 @@ class MemoryChunkStore:
     def release_resident(self) -> None:
         """Nothing is mapped."""
 
-    def read_ahead(self, chunks: Sequence[ChunkId]) -> int:
+    def read_ahead(self, chunks: Sequence[ChunkId]) -> int:  # noqa: ARG002 - the protocol's name
         """Everything is there."""
         return 0
 

@@ -481,7 +481,8 @@ def test_resident_pages_can_be_released(tmp_path: Path) -> None:
 
 def test_what_is_not_in_memory_is_read_ahead(tmp_path: Path) -> None:
     """The disk is asked for what the page cache has not, once, and for nothing else."""
-    if subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True).stdout.strip() == "tmpfs":
+    kind = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], check=True, capture_output=True, text=True).stdout
+    if kind.strip() == "tmpfs":
         pytest.skip("the temporary directory is in memory, not on a disk")
     store = open_store(tmp_path)
     chunks = [raw(number, 250_000) for number in range(20)]
