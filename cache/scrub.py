@@ -21,6 +21,7 @@ from fastpull.cache.wire import Message
 
 log = logging.getLogger(__name__)
 
+DEFAULT_RATE = "100MB/s"
 STEP_BYTES = 1 << 20  # of a step, about: what cancelling waits for, and how even the pace is
 _MOST_NOTES = 50
 _MOST_CREDIT_SECONDS = 1.0

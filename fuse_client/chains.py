@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -208,6 +208,25 @@ class Chains:
             if chain_id in self._devices and chain_id not in self._mounted:
                 await self._mount_device(chain_id)
 
+    async def repair(self, chain_id: Digest) -> None:
+        """Fetch the chain's files anew if they are damaged, and mount from them: new containers read what is right.
+
+        Who has files open keeps the old tree, over the new chunk map. Raise ``ChainError`` or ``ProxyError``; the
+        damaged files are then still there, and are looked at again at the next start.
+        """
+        async with self._locks.alone(chain_id):
+            record = await asyncio.to_thread(self._files.record, chain_id)
+            if record is None:
+                return
+            with suppress(ChainDamagedError):
+                await asyncio.to_thread(self._files.open, chain_id)
+                return
+            log.error("chain %s: its files on this node are damaged; they are fetched anew", chain_id)
+            if record.users:
+                await self._exchange(chain_id, record.users)
+            else:
+                await self._unmount(chain_id)
+
     # -- after a restart -----------------------------------------------------------------------------
 
     async def register(self, *, session_is_new: bool = False) -> None:
@@ -270,12 +289,19 @@ class Chains:
         """Fetch damaged files anew and mount from them."""
         async with self._locks.alone(chain):
             record = self._files.record(chain)
-            opened = await self._fetch(chain)
-            await self._set_users(chain, opened.record, set(record.users if record else ()))
+            await self._exchange(chain, record.users if record else ())
             self._damaged.discard(chain)
-            self._add_device(chain, opened.map)
-            await self._unmount_kernel(chain, lazy=True)  # who has files open keeps the old tree
-            await self._mount_device(chain)
+
+    async def _exchange(self, chain: Digest, users: Sequence[str]) -> None:
+        opened = await self._fetch(chain, users)
+        was_followed = chain in self._followed
+        self._unfollow(chain)
+        self._add_device(chain, opened.map)
+        await self._unmount_kernel(chain, lazy=True)  # who has files open keeps the old tree
+        await self._mount_device(chain)
+        if was_followed:
+            self._followed.add(chain)
+            self._prefetcher.start(self._devices[chain])
 
     # -- inside --------------------------------------------------------------------------------------
 
@@ -287,7 +313,7 @@ class Chains:
                 log.warning("%s; it is fetched anew", exc)
         return await self._fetch(chain)
 
-    async def _fetch(self, chain: Digest) -> OpenChain:
+    async def _fetch(self, chain: Digest, users: Sequence[str] = ()) -> OpenChain:
         state = await self._client.chain_state(chain, READY_WAIT_SECONDS)
         if state.state == "unknown":
             raise ChainUnknownError(chain)
@@ -302,7 +328,7 @@ class Chains:
             self._download(chain, "chunkmap", CHUNK_MAP, state.chunk_map_digest, state.chunk_map_bytes),
         )
         with _disk_errors(chain):
-            await asyncio.to_thread(self._files.write_record, chain, Record(state=state))
+            await asyncio.to_thread(self._files.write_record, chain, Record(state=state, users=tuple(users)))
         return await asyncio.to_thread(self._files.open, chain)
 
     async def _download(self, chain: Digest, which: Artifact, name: str, digest: str, size: int) -> None:

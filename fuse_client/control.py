@@ -6,6 +6,7 @@
     POST /stop              ``StopRequest``: end the daemon
     GET  /start?chain=…     ``StartRecord``: the chain's last start, or the one that goes on; container=… names it by
                             a container, or prefix of one; without a query the last start of all
+    POST /scrub?rate=…      check all that is kept here: ``ScrubState`` line by line until ``done``; to hang up ends it
     GET  /metrics           Prometheus
 
 Errors are ``ErrorBody`` with a status of 400 and above.
@@ -25,7 +26,10 @@ from aiohttp import web
 
 from fastpull.cache.digest import Digest
 from fastpull.cache.errors import MalformedDigestError
+from fastpull.cache.scrub import ScrubRunningError
 from fastpull.cache.wire import ErrorBody
+from fastpull.config.errors import ConfigError
+from fastpull.config.units import ByteSize
 from fastpull.fuse_client.control_messages import (
     SOCKET_NAME,
     MountAnswer,
@@ -77,6 +81,7 @@ class Control:
                 web.post("/mount", self._mount),
                 web.post("/release", self._release),
                 web.post("/stop", self._stopping),
+                web.post("/scrub", self._scrub),
                 web.get("/metrics", self._metrics_text),
             ]
         )
@@ -127,6 +132,19 @@ class Control:
         self._stop()
         return web.Response(status=204)
 
+    async def _scrub(self, request: web.Request) -> web.StreamResponse:
+        rate = ByteSize.parse(request.query.get("rate", "0"))
+        async with contextlib.aclosing(self._node.scrubs.states(rate)) as states:
+            state = await anext(states)
+            response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+            await response.prepare(request)
+            with contextlib.suppress(ConnectionError):  # whoever asked has left
+                await response.write(msgspec.json.encode(state) + b"\n")
+                async for state in states:
+                    await response.write(msgspec.json.encode(state) + b"\n")
+                await response.write_eof()
+        return response
+
     async def _metrics_text(self, _request: web.Request) -> web.Response:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
 
@@ -165,11 +183,11 @@ async def _answered(
         return await handler(request)
     except (ChainUnknownError, StartUnknownError) as exc:
         return _error(404, exc)
-    except (ChainInUseError, ChainMountError) as exc:
+    except (ChainInUseError, ChainMountError, ScrubRunningError) as exc:
         return _error(409, exc)
     except ProxyError as exc:
         return _error(502, exc)
-    except (msgspec.DecodeError, MalformedDigestError) as exc:
+    except (msgspec.DecodeError, MalformedDigestError, ConfigError) as exc:
         return _error(400, exc)
     except NodeError as exc:
         return _error(500, exc)

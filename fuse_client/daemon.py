@@ -18,6 +18,7 @@ import msgspec
 
 from fastpull.cache.digest import ChunkId, Digest
 from fastpull.cache.lmdb_store import LmdbChunkStore
+from fastpull.cache.scrub import Scrubs
 from fastpull.cache.tables import Database
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.writer import Writer
@@ -40,6 +41,7 @@ from fastpull.fuse_client.node import Node, node_name
 from fastpull.fuse_client.portable.children import Children
 from fastpull.fuse_client.portable.server import SOCKET_NAME, PortableServer
 from fastpull.fuse_client.prefetch import Prefetcher
+from fastpull.fuse_client.scrub import checks_of_node
 from fastpull.fuse_client.session.holder_keeper import HolderKeeper
 from fastpull.fuse_client.session.keeper import find_keeper
 from fastpull.fuse_client.session.server import FuseSession
@@ -183,6 +185,7 @@ async def open_node(settings: NodeSettings, *, snapshotter: bool = True) -> Asyn
             mount=mount,
             session=session,
             chains=chains,
+            scrubs=Scrubs(checks_of_node(settings.root, store, drop, chains)),
             tasks=tasks,
             snapshotter_socket=settings.snapshotter.socket if snapshotter else None,
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fastpull.cache.errors import CacheError
 from fastpull.cache.lmdb_store import LmdbChunkStore
+from fastpull.cache.scrub import Scrubs
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.writer import Writer
 from fastpull.config.node import NodeSettings
@@ -70,6 +71,7 @@ class Node:
     mount: DevicesMount
     session: FuseSession
     chains: Chains
+    scrubs: Scrubs
     tasks: Tasks
     snapshotter_socket: Path | None = None
     holder_gone: asyncio.Event = field(default_factory=asyncio.Event)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import http.client
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from fastpull.cache.scrub import ScrubState
 from fastpull.cache.wire import ErrorBody
 from fastpull.fuse_client.control_messages import (
     SOCKET_NAME,
@@ -72,6 +75,24 @@ class DaemonConnection:
     def stop(self, *, keep_mounts: bool = False, force: bool = False) -> None:
         self._send("POST", "/stop", StopRequest(keep_mounts=keep_mounts, force=force))
 
+    def scrub(self, rate: int) -> Iterator[ScrubState]:
+        """How far it is, until it is done, or less when the daemon ends. Who stops iterating ends the scrub."""
+        connection = _UnixConnection(self._path)
+        try:
+            with self._translated():
+                connection.request("POST", f"/scrub?rate={rate}")
+                response = connection.getresponse()
+                if response.status >= 400:
+                    raise _refusal(response.status, response.read(_MAX_ANSWER_BYTES))
+            while line := self._line(response):
+                yield msgspec.json.decode(line, type=ScrubState)
+        finally:
+            connection.close()
+
+    def _line(self, response: http.client.HTTPResponse) -> bytes:
+        with self._translated():
+            return response.readline(_MAX_ANSWER_BYTES)
+
     def _ask(self, method: str, path: str, message: msgspec.Struct | None, answer: type[T]) -> T:
         try:
             return msgspec.json.decode(self._send(method, path, message), type=answer)
@@ -84,9 +105,22 @@ class DaemonConnection:
     def _send(self, method: str, path: str, message: msgspec.Struct | None) -> bytes:
         connection = _UnixConnection(self._path)
         try:
-            connection.request(method, path, None if message is None else msgspec.json.encode(message))
-            response = connection.getresponse()
-            status, data = response.status, response.read(_MAX_ANSWER_BYTES)
+            with self._translated():
+                connection.request(method, path, None if message is None else msgspec.json.encode(message))
+                response = connection.getresponse()
+                status, data = response.status, response.read(_MAX_ANSWER_BYTES)
+        finally:
+            connection.close()
+        if status == 404 and path.startswith("/start"):
+            raise StartUnknownError(str(_refusal(status, data)))
+        if status >= 400:
+            raise _refusal(status, data)
+        return data
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
         except (FileNotFoundError, ConnectionRefusedError) as exc:
             raise DaemonError(
                 f"no daemon listens at {self._path}",
@@ -96,13 +130,6 @@ class DaemonConnection:
             raise DaemonError(f"{self._path}: permission denied", remedy="run this as root") from exc
         except (OSError, http.client.HTTPException) as exc:
             raise DaemonError(f"the daemon at {self._path} does not answer: {exc}") from exc
-        finally:
-            connection.close()
-        if status == 404 and path.startswith("/start"):
-            raise StartUnknownError(str(_refusal(status, data)))
-        if status >= 400:
-            raise _refusal(status, data)
-        return data
 
 
 def _refusal(status: int, data: bytes) -> DaemonError:

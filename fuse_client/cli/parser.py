@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fastpull.cache.scrub import DEFAULT_RATE
+
 _ABOUT = """\
 Runs container images before their bytes are here: containerd's snapshotter on a node, and a
 look into any image from the command line. Content comes from a fastpull-proxy, on demand.
@@ -78,6 +80,14 @@ examples:
   fastpull-node report --json | jq '.waited_by_cause'
 """
 
+_SCRUB = """\
+Have the running daemon check everything it keeps on this node: chunks, bootstraps, chunk maps, traces. What is damaged
+is dropped and fetched again; what a newer version wrote is left alone. Containers go on meanwhile. Interrupted, the
+scrub ends.
+
+exit codes: 0 all is right, or repaired · 1 something could not be checked or dropped · 2 wrong usage
+"""
+
 _STOP = """\
 End the running daemon. Without options everything is unmounted first, and refused while containerd has
 images that stand on it. Their files stay on the disk; the next start mounts them again.
@@ -142,6 +152,11 @@ def build_parser() -> Parser:
     report.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
     _platform(report)
     _settings(report)
+
+    scrub = _command(commands, "scrub", "check all that is kept on this node", _SCRUB)
+    scrub.add_argument("--rate", default=DEFAULT_RATE, help="bytes read a second; 0 = no limit (default %(default)s)")
+    scrub.add_argument("--json", action="store_true", help="print JSON")
+    _settings(scrub, proxy=False)
 
     stop = _command(commands, "stop", "end the daemon", _STOP)
     how = stop.add_mutually_exclusive_group()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -82,6 +82,27 @@ class ProxyConnection:
 
     def delete(self, path: str, answer: type[T], **query: str) -> T:
         return self._json("DELETE", path, query, None, answer)
+
+    def lines(self, path: str, answer: type[T], **query: str) -> Iterator[T]:
+        """POST, and give each line of the answer as it comes; fewer than the proxy meant to send when it ends.
+
+        Raise ``ProxyAwayError``, ``NotFoundError``, or ``CommandError`` with what the proxy said.
+        """
+        target = f"{path}?{urlencode(query)}" if query else path
+        try:
+            self._http.request("POST", target)
+            response = self._http.getresponse()
+            if response.status >= 400:
+                raise self._refusal(response.status, response.read(_MAX_ANSWER_BYTES))
+            while line := response.readline(_MAX_ANSWER_BYTES):
+                yield msgspec.json.decode(line, type=answer)
+        except (OSError, http.client.HTTPException, msgspec.DecodeError) as exc:
+            raise ProxyAwayError(
+                f"the proxy at {self.url} does not answer to the end: {exc}",
+                "start one with `fastpull-proxy serve`, or name it with --proxy URL",
+            ) from exc
+        finally:
+            self._http.close()  # who leaves early says so
 
     def _json(self, method: str, path: str, query: Mapping[str, str], body: bytes | None, answer: type[T]) -> T:
         """Raise ``ProxyAwayError``, ``NotFoundError``, or ``CommandError`` with what the proxy said."""

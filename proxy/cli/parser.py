@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fastpull.cache.scrub import DEFAULT_RATE
+
 _ABOUT = """\
 Starts huge container images in seconds: a registry mirror that also serves images
 in small deduplicated chunks, so that nodes load only what a start really reads.
@@ -39,6 +41,18 @@ examples:
 _PURGE = """\
 Make the running proxy forget an image: its manifest, its index, and all chunks and blobs that no
 other image needs. With --tag only the answer "which digest is this tag" is forgotten.
+"""
+
+_SCRUB = """\
+Have the running proxy check everything it holds: chunks, blobs, indexes, bootstraps, chunk maps, plans, manifests. What
+is damaged is dropped and comes back when it is needed: from the registry, or from what it is made of. What a newer
+version wrote is left alone. Nodes and pulls go on meanwhile. Interrupted, the scrub ends.
+
+exit codes: 0 all is right, or repaired · 1 something could not be checked or dropped · 2 wrong usage
+
+examples:
+  fastpull-proxy scrub
+  fastpull-proxy scrub --rate 1GB/s --json | jq .damaged
 """
 
 _HOSTS = """\
@@ -97,6 +111,11 @@ def build_parser() -> _Parser:
     purge.add_argument("--tag", action="store_true", help="only forget what the tag points to")
     _connection(purge)
     _json(purge)
+
+    scrub = _command(commands, "scrub", "check all that the proxy holds", _SCRUB)
+    scrub.add_argument("--rate", default=DEFAULT_RATE, help="bytes read a second; 0 = no limit (default %(default)s)")
+    _connection(scrub)
+    _json(scrub)
 
     hosts = _command(commands, "hosts-toml", "send containerd's pulls through the proxy", _HOSTS)
     hosts.add_argument("--dir", type=Path, default=Path("/etc/containerd/certs.d"), help="default: %(default)s")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from fastpull.cache.scrub_view import rate_of
 from fastpull.config.errors import ConfigError
 from fastpull.config.load import load
 from fastpull.config.proxy import ListenSettings, ProxySettings
@@ -61,7 +62,7 @@ def _dispatch(options: argparse.Namespace) -> int:
 
 def _ask(options: argparse.Namespace) -> int:
     """The commands that talk to a running proxy."""
-    from fastpull.proxy.cli import plan, purge, status, trace, warm
+    from fastpull.proxy.cli import plan, purge, scrub, status, trace, warm
 
     url = options.proxy or own_url(_settings(None))
     with ProxyConnection(url, ca=options.ca, certificate=options.cert, key=options.key) as proxy:
@@ -74,6 +75,8 @@ def _ask(options: argparse.Namespace) -> int:
                 return status.images(proxy, as_json=options.json)
             case "purge", _:
                 return purge.purge(proxy, options.image, tag_only=options.tag, as_json=options.json)
+            case "scrub", _:
+                return scrub.scrub(proxy, rate_of(options.rate), as_json=options.json)
             case "trace", _:
                 return trace.trace(
                     proxy,

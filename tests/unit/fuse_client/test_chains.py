@@ -368,3 +368,29 @@ async def test_suspended_chains_come_back(world: World) -> None:
     async with world.daemon() as node:
         await node.chains.restore()
         assert list(node.chains.mounted()) == [world.chain]
+
+
+@pytest.mark.parametrize("name", [BOOTSTRAP, CHUNK_MAP])
+async def test_damaged_files_are_replaced_while_the_daemon_runs(world: World, name: str) -> None:
+    """The tree that is mounted, and the device under it, are those of the new files; users and prefetch stay."""
+    async with world.daemon() as node:
+        path = await node.chains.mount(world.chain)
+        device = node.session.devices[world.chain.hex]
+        victim = world.files.directory(world.chain) / name
+        victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+
+        await node.chains.repair(world.chain)
+
+        assert node.session.devices[world.chain.hex] is not device
+        assert world.kernel.at[path] == world.proxy.chains[str(world.chain)][1].bootstrap
+        assert node.chains.users(world.chain) == ("containerd",)
+        assert node.prefetcher.following == [world.chain]
+
+
+async def test_a_repair_of_what_is_right_changes_nothing(world: World) -> None:
+    """Somebody else has replaced it, or it is not here."""
+    async with world.daemon() as node:
+        await node.chains.mount(world.chain)
+        await node.chains.repair(world.chain)
+        await node.chains.repair(UNKNOWN)
+        assert world.kernel.mounts == 1
