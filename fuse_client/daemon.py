@@ -122,7 +122,7 @@ async def open_node(settings: NodeSettings, *, snapshotter: bool = True) -> Asyn
         fetcher.on_arrival = tracer.arrived
 
         session = FuseSession(mount.descriptor(), resumed=mount.resumed)
-        stack.push_async_callback(session.aclose, hand_over=features.fuse_resend)
+        stack.push_async_callback(session.aclose)
 
         async def drop(chunks: Sequence[ChunkId]) -> int:
             return await writer.run(store.drop, chunks)

@@ -64,7 +64,7 @@ def _chain(chain: ChainStatus) -> str:
 def _kernel(kernel: KernelFeatures) -> str:
     having = [
         f"FUSE 7.{kernel.fuse_minor}" if kernel.fuse_minor else f"no FUSE ({kernel.fuse_problem})",
-        "resend" if kernel.fuse_resend else "no resend: reads that a killed daemon left hang",
+        "resend" if kernel.fuse_resend else "no resend: open reads are kept for the next daemon",
         "EROFS from files" if kernel.erofs_file_backed else "no EROFS from files",
         *(["directio"] if kernel.erofs_directio else []),
         *(["EROFS from loop devices"] if kernel.erofs_loop else []),
