@@ -132,6 +132,7 @@ async def _run(options: argparse.Namespace, ready: Callable[[], None]) -> None:
         tune(options.target)
         ready()
         _ = tasks.spawn(link.run(), name="connection to the daemon")
+        _ = tasks.spawn(operations.look_for_xattrs(), name="look for xattrs")
         _ = tasks.spawn(_tidy(content.tidy), name="tidy")
         await answering
         log.info("unmounted")

@@ -17,6 +17,7 @@ from fastpull.fuse_client.drivers.mounts import mounts_at
 from fastpull.fuse_client.portable.children import SUBTYPE
 from fastpull.fuse_client.portable.library import pyfuse3
 from fastpull.fuse_client.portable.operations import TreeOperations
+from fastpull.fuse_client.portable.worker_lock import WorkerLock
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ async def mounted(
     ``target`` by then may be another mount. ``is_waiting``: the event loop should soon hear of something else.
     """
     pyfuse3.asyncio.enable()
+    pyfuse3.asyncio.Lock = WorkerLock  # type: ignore[assignment]  # as far as its workers use one
     options = {"ro", "suid", "dev", "allow_other", "default_permissions"}
     # No max_read: libfuse wants it said in INIT too, which pyfuse3 does not offer. Reads are of up to 1 MiB anyway.
     options |= {f"fsname={token}", f"subtype={SUBTYPE}"}

@@ -11,8 +11,9 @@ CAP_CACHE_SYMLINKS, nor opens without a message, as reads would not say of which
 
 from __future__ import annotations
 
+import asyncio
 import errno
-import functools
+import logging
 import os
 import stat
 from collections.abc import Sequence
@@ -20,13 +21,19 @@ from typing import Protocol
 
 from fastpull.fuse_client.portable.guard import answered, unanswered
 from fastpull.fuse_client.portable.library import pyfuse3
+from fastpull.fuse_client.portable.listings import Listings
 from fastpull.fuse_client.portable.tree import Tree, place_at, position_of
 from fastpull.image.erofs import layout
 from fastpull.image.erofs.reader import Inode
+from fastpull.image.errors import IndexFormatError
+
+log = logging.getLogger(__name__)
 
 _FOR_EVER = 2.0**31  # seconds; the kernel takes no infinity
 _TRUSTED = b"trusted."
-_LISTINGS = 256  # blocks of directories that are kept ready: 10 MB when all are full
+# Of directories, that are kept ready: 420 bytes each. A second walk over a tree with more builds all of it again.
+_KEPT_ENTRIES = 65_536
+_INODES_AT_ONCE = 64
 
 
 class Content(Protocol):
@@ -53,8 +60,9 @@ class TreeOperations(pyfuse3.Operations):
         self._tree = tree
         self._content = content
         self._absent = _absent()
+        self.is_without_xattrs = False  # until somebody has looked at all inodes: ``look_for_xattrs``
         # The kernel asks at least twice for each directory, the last time to hear that there is no more.
-        self._listing = functools.lru_cache(maxsize=_LISTINGS)(self._list)
+        self._listing = Listings(self._list, _KEPT_ENTRIES).get
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
@@ -115,8 +123,26 @@ class TreeOperations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         pass
 
+    async def look_for_xattrs(self) -> None:
+        """Find out whether any inode has some, in small steps; 6 us each."""
+        try:
+            for number, inode in enumerate(self._tree.inodes()):
+                if inode.xattr_bytes:
+                    return
+                if number % _INODES_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+        except IndexFormatError as exc:
+            log.warning("the bootstrap is damaged: %s", exc)
+            return
+        self.is_without_xattrs = True
+
     @answered
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        """ENOSYS, where there are none in the whole tree, so that the kernel never asks again: overlayfs looks for
+        one of its own at every file (`find -ls` of 15,800 entries, cold, through overlayfs: 0.44 s, else 0.82 s).
+        """
+        if self.is_without_xattrs:
+            raise pyfuse3.FUSEError(errno.ENOSYS)
         value = self._tree.xattrs(inode).get(name)
         if value is None:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)

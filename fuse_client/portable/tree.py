@@ -7,6 +7,7 @@ hardlinked file is one inode by itself. Only the root is 1, as FUSE wants it. No
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from fastpull.image.erofs import layout
@@ -45,6 +46,10 @@ class Tree:
 
     def inode(self, number: int) -> Inode:
         return self._bootstrap.inode(self._root if number == ROOT else number)
+
+    def inodes(self) -> Iterator[Inode]:
+        """Each that has a name, as often as it has names."""
+        return (inode for _, inode in self._bootstrap.walk())
 
     def number(self, inode: Inode) -> int:
         """The inode number by which FUSE knows it."""

@@ -263,6 +263,34 @@ async def test_xattrs_are_shown_as_erofs_shows_them(ops: TreeOperations, monkeyp
     assert caught.value.errno == errno.ENODATA
 
 
+async def test_a_tree_without_xattrs_says_so_once(ops: TreeOperations, content: FakeContent) -> None:
+    """ENOSYS, after which the kernel asks no more; never where one inode has some, nor before all were looked at."""
+    await ops.look_for_xattrs()
+    assert not ops.is_without_xattrs
+
+    plain = layers([directory(b"d"), *(Content().file(b"d/%d" % n) for n in range(300))])
+    other = TreeOperations(Tree(Bootstrap.open(build_chain(plain).bootstrap)), content)
+    f = (await look(other, b"d", b"7")).st_ino
+    for expected in (errno.ENODATA, errno.ENOSYS):
+        with pytest.raises(pyfuse3.FUSEError) as caught:
+            await other.getxattr(f, b"trusted.overlay.metacopy", ROOT_CALLER)
+        assert caught.value.errno == expected
+        await other.look_for_xattrs()
+    assert list(await other.listxattr(f, ROOT_CALLER)) == []
+
+
+async def test_a_damaged_tree_is_not_taken_for_one_without_xattrs(
+    ops: TreeOperations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Iterator[Any]:
+        yield ops._tree.inode(ROOT)
+        raise IndexFormatError("planned")
+
+    monkeypatch.setattr(ops._tree, "inodes", broken)
+    await ops.look_for_xattrs()
+    assert not ops.is_without_xattrs
+
+
 async def test_nothing_can_be_opened_for_writing(ops: TreeOperations) -> None:
     f = (await look(ops, b"d", b"f")).st_ino
     with pytest.raises(pyfuse3.FUSEError) as caught:
