@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.mounts import unmount_all_below
+from harness.node import Node
 from harness.processes import run
 from harness.stack import Stack
 from harness.starts import NAMESPACE, READY, STARTED, drop_page_cache, pull, remove, run_container
@@ -95,11 +96,10 @@ class Mounted:
 
     def fill_memory(self) -> None:
         """Read what lies below the mount: the files of the node cache, or the unpacked layers."""
-        if not self.is_lazy:
+        if self.is_lazy:
+            fill_memory(self.stack.node)
+        else:
             self.read_everything()
-            return
-        below = 'find "$0" -xdev -type f -print0 | xargs -0 -n 50 cat > /dev/null'
-        run("sh", "-c", below, self.stack.node.data / "cache", seconds=3600)
 
     def read_everything(self) -> float:
         """Seconds for all files, by four readers."""
@@ -135,6 +135,12 @@ class Mounted:
 
     def _chains(self) -> list[dict[str, Any]]:
         return list(self.stack.node.status()["chains"])
+
+
+def fill_memory(node: Node) -> None:
+    """Read the files of its cache."""
+    below = 'find "$0" -xdev -type f -print0 | xargs -0 -n 50 cat > /dev/null'
+    run("sh", "-c", below, node.data / "cache", seconds=3600)
 
 
 def timed(script: str, *jobs: tuple[Path, int]) -> float:
