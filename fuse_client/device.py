@@ -34,6 +34,8 @@ _SEEN = _VERIFIED | _IN_USE | _TOUCHED
 _NEVER = 255  # no state equals it: every read looks
 
 _DROP_IN_USE = bytes(value & ~_IN_USE for value in range(256))
+_DROP_VERIFIED = bytes(value & ~_VERIFIED for value in range(256))
+_REPORT_SECONDS = 10.0  # at most one log line about damaged chunks of a chain in this time
 _DROP_TOUCHED = bytes(value & ~_TOUCHED for value in range(256))
 
 
@@ -106,6 +108,8 @@ class ChainDevice:
         self._drop = drop
         self._state = bytearray(len(chunk_map))
         self._touches = 0
+        self._unreported = 0
+        self._reported_at = -_REPORT_SECONDS
         self._seen = _NEVER if verify_always else _SEEN
 
     # -- reading -------------------------------------------------------------------------------------
@@ -152,9 +156,7 @@ class ChainDevice:
         pieces = self.map.pieces(offset, length)
         chunks, damaged = self._local(pieces)
         if damaged:
-            self.damaged += len(damaged)
-            log.error("chain %s: %d damaged chunks in the node cache, fetched anew", self.chain, len(damaged))
-            await self._forget(damaged)
+            await self._replace(damaged)
         missing = [piece for piece in pieces if piece.chunk_id not in chunks]
         if missing:
             self.misses += 1
@@ -186,11 +188,20 @@ class ChainDevice:
                     damaged.append(piece.chunk_id)
         return chunks, damaged
 
-    async def _forget(self, damaged: Sequence[ChunkId]) -> None:
+    async def _replace(self, damaged: Sequence[ChunkId]) -> None:
+        self.damaged += len(damaged)
+        self._unreported += len(damaged)
+        now = time.monotonic()
+        if now - self._reported_at >= _REPORT_SECONDS:
+            log.error("chain %s: %d damaged chunks in the node cache, fetched anew", self.chain, self._unreported)
+            self._reported_at, self._unreported = now, 0
+        for chunk in damaged:
+            if (index := self.map.index_of(chunk)) is not None:
+                self._state[index] &= ~_VERIFIED
         try:
             await self._drop(damaged)
         except CacheError as exc:  # a disk that fails may fail for this, too; the reader gets its bytes anyhow
-            log.error("chain %s: the damaged chunks stay in the node cache: %s", self.chain, exc)  # noqa: TRY400
+            log.info("chain %s: the damaged chunks stay in the node cache: %s", self.chain, exc)
 
     def _compose(
         self, offset: int, length: int, pieces: Sequence[Piece], chunks: dict[ChunkId, bytes]
@@ -262,6 +273,10 @@ class ChainDevice:
     def take_used(self) -> list[ChunkId]:
         """Chunks used since the last call, for the store's order of eviction."""
         return [self.map.id_at(index) for index in self.take_used_indexes()]
+
+    def distrust(self) -> None:
+        """Check each chunk in the store again at its next read: the disk has lost something that was written."""
+        self._state[:] = self._state.translate(_DROP_VERIFIED)
 
     def forget_touches(self) -> None:
         """Report every chunk to the observer again at its next use."""

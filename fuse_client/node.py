@@ -155,7 +155,10 @@ class Node:
                     # Not on the writer's thread: what is fetched meanwhile goes on being stored.
                     await asyncio.to_thread(self.store.sync)
             except (CacheError, OSError) as exc:
-                log.warning("the node cache can not be tidied up: %s", exc)
+                log.warning("the node cache can not be tidied up: %s; its chunks are checked again", exc)
+                for device in self.chains.devices():
+                    # What was written and read once may not be on the disk, where the next look will find old bytes.
+                    device.distrust()
 
     async def watch_holder(self) -> None:
         """For ever: when the process that keeps the FUSE mount is gone, start another and give it a copy."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 
@@ -18,6 +19,7 @@ def serve(settings: NodeSettings, *, log_level: str, snapshotter: bool, ready_fd
     """Run until stopped; return the exit code."""
     if os.geteuid() != 0:
         raise DaemonError("the node daemon mounts file systems", remedy="run it as root")
+    faulthandler.enable()  # a disk that fails under a memory map is SIGBUS: say where
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
