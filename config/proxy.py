@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from fastpull.config.base import Settings
 from fastpull.config.units import ByteSize, GiB, MiB
@@ -17,7 +19,8 @@ class ListenSettings(Settings, frozen=True, kw_only=True):
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None  # mTLS: only clients with a certificate of this CA
-    workers: int = 1  # processes that share the port (SO_REUSEPORT) and the store
+    # Processes that share the port (SO_REUSEPORT) and the store; 0 = one per core. Not those of ``ingest.workers``.
+    workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
     access_log: bool = False  # JSON lines on standard error
 
 

@@ -12,9 +12,13 @@ from aiohttp.web import BaseRequest, StreamResponse
 class JsonAccessLogger(AbstractAccessLogger):
     """``time`` (when it began), ``remote``, ``method``, ``path``, ``ns``, ``range``, ``status``, ``bytes`` (sent, with
     or without the head), ``seconds``, ``agent``.
+
+    A request stands in the log once: the process that holds the client's connection writes it, whoever answers.
     """
 
     def log(self, request: BaseRequest, response: StreamResponse, time: float) -> None:
+        if request.remote == "":
+            return  # over a unix socket: from another serving process, which logs it with the client's address
         self.logger.info("%s", line(request, response, time).decode())
 
 

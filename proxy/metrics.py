@@ -25,6 +25,12 @@
 | `fastpull_proxy_chunk_store_bytes` | gauge | - | live bytes of the chunk store |
 | `fastpull_proxy_chunk_store_chunks` | gauge | - | chunks in the store |
 | `fastpull_proxy_chunk_bytes_evicted_total` | counter | - | bytes of chunks evicted to keep the quota |
+| `fastpull_proxy_workers` | gauge | - | further processes that serve now; see `listen.workers` |
+| `fastpull_proxy_worker_answers_total` | counter | worker | answers that such a process gave by itself |
+| `fastpull_proxy_worker_restarts_total` | counter | - | such processes that ended and were started again |
+
+All serving processes answer with the sum of all of them. Further processes report once a second, so a figure may be a
+second old, and the last second of a killed one is missing. `process_…` is of the first process.
 
 `outcome` is `hit` (from here), `shared` (a transfer that ran already), `miss` (a transfer that this request began),
 `stale` (upstream could not be asked), `bypass` (passed through, nothing kept) or `error`.
@@ -69,3 +75,7 @@ INGESTS_RUNNING = Gauge("fastpull_proxy_ingests_running", "Layers at work")
 CHUNK_STORE_BYTES = Gauge("fastpull_proxy_chunk_store_bytes", "Live bytes of the chunk store")
 CHUNK_STORE_CHUNKS = Gauge("fastpull_proxy_chunk_store_chunks", "Chunks in the store")
 CHUNK_BYTES_EVICTED = Counter("fastpull_proxy_chunk_bytes_evicted", "Bytes of chunks evicted to keep the quota")
+
+WORKERS = Gauge("fastpull_proxy_workers", "Further processes that serve")
+WORKER_ANSWERS = Counter("fastpull_proxy_worker_answers", "Answers that a further process gave by itself", ["worker"])
+WORKER_RESTARTS = Counter("fastpull_proxy_worker_restarts", "Further processes that ended and were started again")

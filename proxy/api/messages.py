@@ -14,6 +14,18 @@ class StoreStatus(Message, frozen=True, kw_only=True):
     quota_bytes: int = 0
 
 
+class FillStatus(Message, frozen=True, kw_only=True):
+    """A blob on its way from upstream."""
+
+    digest: str
+    upstream: str
+    repository: str
+    bytes: int  # on disk so far, from earlier attempts too
+    size: int | None = None  # ``None`` = upstream has not told
+    readers: int  # who follow it now; an abandoned fill goes on for a while
+    seconds: float  # since this attempt began
+
+
 class StatusReport(Message, frozen=True, kw_only=True):
     """``GET /v1/status``."""
 
@@ -25,6 +37,7 @@ class StatusReport(Message, frozen=True, kw_only=True):
     images: int = 0
     chunks: StoreStatus = StoreStatus()
     blobs: StoreStatus = StoreStatus()
+    fills: tuple[FillStatus, ...] = ()  # running now, the oldest first
     ingests: tuple[LayerProgress, ...] = ()  # running now
     failed: tuple[LayerProgress, ...] = ()  # since the start
 

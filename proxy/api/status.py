@@ -8,8 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import web
 
-from fastpull.proxy.api.messages import StatusReport, StoreStatus
+from fastpull.proxy.api.messages import FillStatus, StatusReport, StoreStatus
 from fastpull.proxy.api.messaging import reply
+from fastpull.proxy.mirror.blobs import FillProgress
 from fastpull.proxy.services import SERVICES, Services
 
 ROUTES = web.RouteTableDef()
@@ -33,9 +34,22 @@ async def get_status(request: web.Request) -> web.StreamResponse:
             blobs=StoreStatus(
                 live_bytes=blob_bytes, file_bytes=blob_bytes, quota_bytes=int(services.settings.cache.blob_bytes)
             ),
+            fills=tuple(map(_fill, services.mirror.blobs.fills())),
             ingests=tuple(layers.running()),
             failed=tuple(layers.failed()),
         )
+    )
+
+
+def _fill(fill: FillProgress) -> FillStatus:
+    return FillStatus(
+        digest=str(fill.source.digest),
+        upstream=fill.source.upstream,
+        repository=fill.source.repository,
+        bytes=fill.bytes,
+        size=fill.size,
+        readers=fill.readers,
+        seconds=round(fill.seconds, 1),
     )
 
 

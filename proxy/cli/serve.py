@@ -9,18 +9,13 @@ import uvloop
 
 from fastpull.cache.errors import StoreVersionError
 from fastpull.config.proxy import ProxySettings
-from fastpull.proxy.cli.errors import CommandError, UsageError
+from fastpull.proxy.cli.errors import CommandError
 from fastpull.proxy.data_dir import DataDirError, owned
 from fastpull.proxy.server import ListenError, run_server
 
 
 def serve(settings: ProxySettings, log_level: str) -> int:
     """Serve until SIGTERM or SIGINT, then stop gracefully; return the exit code."""
-    if settings.listen.workers != 1:
-        raise UsageError(
-            f"listen.workers = {settings.listen.workers}: more than one serving process is not built yet",
-            "set workers = 1; ingest uses all cores in any case (ingest.workers)",
-        )
     logging.basicConfig(
         level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

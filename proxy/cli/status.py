@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastpull.cache.wire import Message
-from fastpull.proxy.api.messages import ImageList, StatusReport, StoreStatus
+from fastpull.proxy.api.messages import FillStatus, ImageList, StatusReport, StoreStatus
 from fastpull.proxy.cli.amounts import bytes_text, seconds_text, short
 from fastpull.proxy.cli.connection import ProxyConnection
 
@@ -34,6 +34,7 @@ def status_lines(report: StatusReport, url: str) -> list[str]:
         f"chunks:     {_store(report.chunks)}",
         f"blobs:      {_store(report.blobs)}",
     ]
+    lines += map(_fill, report.fills)
     lines += [
         f"ingesting:  {short(layer.digest)} {bytes_text(layer.indexed_bytes)} of {bytes_text(layer.blob_bytes)}"
         for layer in report.ingests
@@ -67,6 +68,15 @@ def images(proxy: ProxyConnection, *, as_json: bool) -> int:
 
 def write_json(message: Message) -> None:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(message)).decode() + "\n")
+
+
+def _fill(fill: FillStatus) -> str:
+    size = "?" if fill.size is None else bytes_text(fill.size)
+    readers = f"{fill.readers} reader{'' if fill.readers == 1 else 's'}"
+    return (
+        f"filling:    {short(fill.digest)} {bytes_text(fill.bytes)} of {size}, {readers}, "
+        f"{seconds_text(fill.seconds)}, from {fill.upstream}/{fill.repository}"
+    )
 
 
 def _store(store: StoreStatus) -> str:

@@ -11,13 +11,13 @@ from aiohttp import web
 from fastpull.cache.digest import Digest
 from fastpull.proxy import metrics
 from fastpull.proxy.errors import BlobFillError, BlobStoreError, BlobStoreFullError, BlobUnknownError, MirrorError
-from fastpull.proxy.mirror.answers import common_headers
+from fastpull.proxy.mirror.blob_heads import begin_of, blob_headers, wanted_range
 from fastpull.proxy.mirror.blobs import BlobHandle, Blobs, BlobSource
 from fastpull.proxy.mirror.manifest_types import MAX_MANIFEST_BYTES, manifest_type
 from fastpull.proxy.mirror.pass_through import pass_through
 from fastpull.proxy.mirror.recent import Recent
 from fastpull.proxy.mirror.sending import FileResponse
-from fastpull.proxy.ranges import ByteRange, RequestedRange, parse_range
+from fastpull.proxy.ranges import ByteRange, RequestedRange
 from fastpull.proxy.upstream.registry import Upstreams
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class BlobAnswers:
         self, request: web.Request, source: BlobSource, namespace: str | None
     ) -> tuple[web.StreamResponse, str]:
         """The answer, sent, and its outcome. Raise ``MirrorError`` only while nothing was sent."""
-        wanted = _wanted(request, source.digest)
+        wanted = wanted_range(request, source.digest)
         if self._blobs.has(source.digest):
             outcome = "hit"
         else:
@@ -56,7 +56,7 @@ class BlobAnswers:
         try:
             async with self._blobs.open(source, first_offset=_first_offset(wanted)) as blob:
                 await self.refuse_manifest(source, blob)
-                span, response = _begin_of(wanted, blob.size, source.digest, namespace)
+                span, response = begin_of(wanted, blob.size, source.digest, namespace)
                 unverified = _may_be_unverified(wanted, span, blob.size)
                 if not blob.is_complete:
                     await self._first_byte(blob, span, unverified=unverified)
@@ -67,7 +67,7 @@ class BlobAnswers:
                 raise
             log.warning("blob %s is passed through: %s", source.digest, cause)
             size = await self._blobs.stat(source)
-            span, response = _begin_of(wanted, size, source.digest, namespace)
+            span, response = begin_of(wanted, size, source.digest, namespace)
             await self._send_uncached(request, response, source, span, size)
             outcome = "bypass"
         return response, outcome
@@ -148,35 +148,6 @@ class BlobAnswers:
         except BaseException:
             response.cut()
             raise
-
-
-def blob_headers(digest: Digest, namespace: str | None) -> dict[str, str]:
-    return {
-        **common_headers(namespace),
-        "Docker-Content-Digest": str(digest),
-        "ETag": f'"{digest}"',
-        "Accept-Ranges": "bytes",
-        "Content-Type": "application/octet-stream",
-    }
-
-
-def _begin_of(
-    wanted: RequestedRange | None, size: int, digest: Digest, namespace: str | None
-) -> tuple[ByteRange, FileResponse]:
-    headers = blob_headers(digest, namespace)
-    if wanted is None:
-        return ByteRange(0, size), FileResponse(200, headers, size)
-    span = wanted.resolve(size)
-    headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{size}"
-    return span, FileResponse(206, headers, span.length)
-
-
-def _wanted(request: web.Request, digest: Digest) -> RequestedRange | None:
-    """RFC 9110, 13.1.5: with an If-Range of another state the Range does not count."""
-    condition = request.headers.get("If-Range")
-    if condition is not None and condition.strip() != f'"{digest}"':
-        return None
-    return parse_range(request.headers.get("Range"))
 
 
 def _may_be_unverified(wanted: RequestedRange | None, span: ByteRange, size: int) -> bool:

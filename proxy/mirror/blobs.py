@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -33,7 +34,7 @@ from fastpull.proxy.mirror.partial import Partial, PartialBusyError
 from fastpull.proxy.mirror.recent import Recent
 from fastpull.proxy.upstream.registry import Upstreams
 
-__all__ = ["BlobHandle", "BlobSource", "Blobs"]
+__all__ = ["BlobHandle", "BlobSource", "Blobs", "FillProgress"]
 
 log = logging.getLogger(__name__)
 
@@ -132,11 +133,23 @@ class _GrowingBlob:
         return self.path
 
 
+@dataclass(frozen=True, slots=True)
+class FillProgress:
+    """A fill, as of now. ``size`` is ``None`` until upstream tells."""
+
+    source: BlobSource
+    bytes: int
+    size: int | None
+    readers: int
+    seconds: float
+
+
 class _Running:
     """A fill, its readers, and the end of both."""
 
     def __init__(self, fill: Fill) -> None:
         self.fill = fill
+        self.started = time.monotonic()
         self.readers = 0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.done.add_done_callback(lambda done: None if done.cancelled() else done.exception() and None)
@@ -197,6 +210,20 @@ class Blobs:
 
     def is_filling(self, digest: Digest) -> bool:
         return digest in self._running
+
+    def fills(self) -> list[FillProgress]:
+        """What is on its way from upstream, the oldest first."""
+        now = time.monotonic()
+        return [
+            FillProgress(
+                running.fill.source,
+                running.fill.partial.spans.total,
+                running.fill.partial.size,
+                running.readers,
+                now - running.started,
+            )
+            for running in self._running.values()
+        ]
 
     async def stat(self, source: BlobSource) -> int:
         """The size of a blob, without fetching it. Raise ``MirrorError``."""

@@ -17,16 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from yarl import URL
-
 from fastpull.cache.digest import Digest
-from fastpull.cache.errors import CacheError
 from fastpull.proxy import metrics
 from fastpull.proxy.errors import MirrorError
-from fastpull.proxy.mirror.blob_answers import blob_headers
-from fastpull.proxy.mirror.naming import Kind, parse_target
+from fastpull.proxy.mirror.blob_heads import blob_headers
 from fastpull.proxy.mirror.sending import is_cached
-from fastpull.proxy.mirror.service import Mirror
+from fastpull.proxy.mirror.shelf import Shelf, find_blob
 from fastpull.proxy.ranges import ByteRange, parse_range
 
 MAX_BODY = 2**20
@@ -102,8 +98,8 @@ class _Body:
 class FastLane:
     """Makes the protocols of one listener. ``handler_factory`` is aiohttp's (``AppRunner.server``)."""
 
-    def __init__(self, mirror: Mirror, handler_factory: Callable[[], Any]) -> None:
-        self._mirror = mirror
+    def __init__(self, shelf: Shelf, handler_factory: Callable[[], Any]) -> None:
+        self._shelf = shelf
         self._handler_factory = handler_factory
         self._paths: dict[bytes, _Path | None] = {}
 
@@ -113,10 +109,7 @@ class FastLane:
     def answer(self, get: SimpleGet) -> _Body | None:
         """The answer to a request, the descriptor open; ``None`` = not for us."""
         path = self._path(get.target)
-        if path is None or not self._mirror.blob_answers.is_checked(path.digest):
-            return None
-        opened = self._mirror.blobs.files.open(path.digest)
-        if opened is None:
+        if path is None or (opened := self._shelf.open(path.digest)) is None:
             return None
         fd, size = opened
         wanted = parse_range(get.range)
@@ -142,20 +135,11 @@ class FastLane:
             return path
 
     def _read_path(self, target: bytes) -> _Path | None:
-        try:
-            url = URL(target.decode("ascii"), encoded=True)
-            namespace = url.query.get("ns")
-            default = self._mirror.settings.mirror.default_upstream
-            found = parse_target(url.path.removeprefix("/v2/"), namespace, default)
-            if found is None or found.kind is not Kind.BLOB:
-                return None
-            self._mirror.upstreams.get(found.upstream)
-            digest = Digest.parse(found.reference)
-        except (ValueError, MirrorError, CacheError):
+        found = find_blob(self._shelf, target.decode("ascii"))
+        if found is None:
             return None
-        head = "".join(f"{name}: {value}\r\n" for name, value in blob_headers(digest, namespace).items())
-        upstream = found.upstream if self._mirror.upstreams.knows(found.upstream) else "other"
-        return _Path(digest, head.encode("latin-1"), metrics.REQUESTS.labels("blobs", "hit", upstream))
+        head = "".join(f"{name}: {value}\r\n" for name, value in blob_headers(found.digest, found.namespace).items())
+        return _Path(found.digest, head.encode("latin-1"), metrics.REQUESTS.labels("blobs", "hit", found.label))
 
 
 class _Connection(asyncio.Protocol):

@@ -180,7 +180,8 @@ class _FileSender:
 
     async def _wait(self) -> None:
         self._turn = self._loop.create_future()
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
+        if self._socket.family != socket.AF_UNIX:  # there another process of ours reads, which has its own bounds
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
         self._loop.add_writer(self._out, self._on_writable)
         try:
             await self._turn

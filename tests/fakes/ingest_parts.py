@@ -18,7 +18,7 @@ from fastpull.image.chain import BuiltChain, build_chain
 from fastpull.image.layer_index import CHUNK_REF, Entry, EntryType, LayerIndex
 from fastpull.proxy.errors import BlobUnknownError, ManifestUnknownError
 from fastpull.proxy.ingest.job import LayerJob
-from fastpull.proxy.mirror.blobs import BlobSource
+from fastpull.proxy.mirror.blobs import BlobSource, FillProgress
 from fastpull.proxy.mirror.manifests import StoredManifest
 
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -60,6 +60,7 @@ class FakeMirror:
     blob_failures: dict[str, Exception] = field(default_factory=dict)
     late_failures: dict[str, Exception] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
+    running: list[FillProgress] = field(default_factory=list)
     purged: list[str] = field(default_factory=list)
 
     def add_blob(self, data: bytes, *, upstream: str = "registry.test", repository: str = "app") -> str:
@@ -94,6 +95,9 @@ class FakeMirror:
     @property
     def used_bytes(self) -> int:
         return sum(map(len, self.contents.values()))
+
+    def fills(self) -> list[FillProgress]:
+        return self.running
 
     def drop(self, digest: Digest) -> int:
         self.dropped.append(str(digest))

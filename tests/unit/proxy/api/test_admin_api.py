@@ -13,6 +13,8 @@ from fakes.ingest_parts import add_image, chunk_of, diff_id_of, layer_blob
 from fastpull.cache.digest import Digest
 from fastpull.cache.wire import ErrorBody, ImageInfo, Plan, Trace, WarmRequest, WarmState
 from fastpull.proxy.api.messages import ImageList, PlanChange, Purged, StatusReport
+from fastpull.proxy.cli.status import status_lines
+from fastpull.proxy.mirror.blobs import BlobSource, FillProgress
 
 A, B, C = b"1" * 5000, b"2" * 7000, b"3" * 9000
 LOW, HIGH, OTHER = layer_blob(("bin/a", A)), layer_blob(("bin/b", B)), layer_blob(("bin/c", C))
@@ -159,6 +161,22 @@ async def test_the_status_tells_stores_and_work(api: Api) -> None:
     assert report.images == 1
     assert report.chunks.entries == 2
     assert report.chunks.quota_bytes == 64 << 20
+
+
+async def test_the_status_tells_which_blobs_are_on_their_way(api: Api) -> None:
+    """With what a person asks about a slow pull: how far, for how many, since when."""
+    digest = Digest.of(b"blob")
+    api.parts.mirror.running.append(FillProgress(BlobSource("r.test", "team/app", digest), 512, 2048, 3, 1.5))
+    api.parts.mirror.running.append(FillProgress(BlobSource("r.test", "team/app", Digest.of(b"")), 0, None, 1, 0.0))
+
+    report = await ask(api, "GET", "/v1/status", StatusReport)
+
+    fill = report.fills[0]
+    assert (fill.digest, fill.upstream, fill.repository) == (str(digest), "r.test", "team/app")
+    assert (fill.bytes, fill.size, fill.readers) == (512, 2048, 3)
+    lines = status_lines(report, "http://p")
+    assert f"filling:    {digest.hex[:12]} 512 B of 2.0 KiB, 3 readers, 1.50 s, from r.test/team/app" in lines
+    assert any("0 B of ?, 1 reader," in line for line in lines)
 
 
 async def test_health_readiness_and_metrics(api: Api) -> None:
