@@ -68,6 +68,12 @@ class Follower(Protocol):
     def stop(self, chain: Digest) -> None: ...
 
 
+class Prefetches(Follower, Protocol):
+    """Is told of every start of a container, and of chains that were mounted before the daemon started."""
+
+    def resume(self, device: ChainDevice) -> None: ...
+
+
 # A question that waits is asked anew so often: a proxy that died meanwhile is noticed.
 ROUND_SECONDS = 20.0
 
@@ -91,7 +97,7 @@ class Chains:
         open_device: Callable[[Digest, ChunkMap], ChainDevice],
         *,
         device_directory: Path,
-        prefetcher: Follower,
+        prefetcher: Prefetches,
         tracer: Follower,
         tasks: Tasks,
     ) -> None:
@@ -157,8 +163,8 @@ class Chains:
     async def mount(self, chain_id: Digest, user: str = CONTAINERD, *, follow: bool = True) -> Path:
         """Mount the chain for ``user`` and return its root. Idempotent; concurrent calls share the work.
 
-        ``follow``: a container starts from it, so fetch ahead along its plan and trace the start, once for
-        each mount; without, it is a look that should neither cost nor teach anything. Raise ``ChainError``,
+        ``follow``: a container starts from it, so fetch and read ahead along its plan, and trace the first start
+        of each mount; without, it is a look that should neither cost nor teach anything. Raise ``ChainError``,
         or ``ProxyError`` when its files are not here and no proxy can be asked.
         """
         async with self._locks.alone(chain_id):
@@ -272,7 +278,7 @@ class Chains:
             await self._mount_device(chain)
             if CONTAINERD in self.users(chain):
                 self._followed.add(chain)  # its start was traced, or is lost
-                self._prefetcher.start(device)
+                self._prefetcher.resume(device)
 
     async def suspend(self) -> None:
         """Unmount everything, and keep files and records: the next ``restore`` mounts it again.
@@ -301,7 +307,7 @@ class Chains:
         await self._mount_device(chain)
         if was_followed:
             self._followed.add(chain)
-            self._prefetcher.start(self._devices[chain])
+            self._prefetcher.resume(self._devices[chain])
 
     # -- inside --------------------------------------------------------------------------------------
 
@@ -377,12 +383,13 @@ class Chains:
         self._mounted.pop(chain, None)
 
     def _follow(self, chain: Digest, *, follow: bool) -> None:
-        if not follow or chain in self._followed:
+        if not follow:
             return
-        self._followed.add(chain)
         device = self._devices[chain]
-        device.forget_touches()  # those of a look before
-        self._tracer.start(device)
+        if chain not in self._followed:
+            self._followed.add(chain)
+            device.forget_touches()  # those of a look before
+            self._tracer.start(device)
         self._prefetcher.start(device)
 
     def _unfollow(self, chain: Digest) -> None:

@@ -112,7 +112,10 @@ async def open_node(settings: NodeSettings, *, snapshotter: bool = True) -> Asyn
         files = ChainFiles(settings.root)
 
         async def warm(device: ChainDevice, order: array[int]) -> None:
-            tracer.discard(device.chain)  # reading ahead looks like reading
+            if settings.prefetch.warm_page_cache:
+                tracer.discard(device.chain)  # reading ahead looks like reading
+            elif tracer.is_recording(device.chain):
+                return
             ranges = [(device.map.offset_at(index), device.map.size_at(index)) for index in order]
             await page_warmer.warm(files.bootstrap(device.chain), files.rootfs(device.chain), ranges)
 

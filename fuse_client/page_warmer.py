@@ -15,7 +15,7 @@ import os
 import stat
 import struct
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,8 @@ from fastpull.image.erofs.reader import Bootstrap, Inode
 RANGE = struct.Struct("<QQ")
 KEEP_FREE = 0.25  # of all memory: a warm cache must never push anybody out of his
 LOOK_BYTES = 64 << 20  # between two looks at the memory that is left
+_BLOCK = 4096  # files begin on one
+_STEP_BYTES = 128 << 10  # of one request more is not read than the kernel reads ahead by default
 
 
 class Place(NamedTuple):
@@ -56,14 +58,25 @@ def file_ranges(ranges: Iterable[tuple[int, int]], order: Sequence[Place]) -> It
     """Ranges of the device as ranges of files: path, offset, length. Pure; what no file holds is left out."""
     starts = [place.offset for place in order]
     for offset, length in ranges:
-        at = max(0, bisect_right(starts, offset) - 1)
-        for place in order[at:]:
-            if place.offset >= offset + length:
-                break
+        for at in range(max(0, bisect_right(starts, offset) - 1), bisect_left(starts, offset + length)):
+            place = order[at]
             first = max(offset, place.offset)
             last = min(offset + length, place.offset + place.size)
             if first < last:
                 yield place.path, first - place.offset, last - first
+
+
+def joined(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Each range that begins where the one before it ended, block for block, is one with it."""
+    begin = end = 0
+    for offset, length in ranges:
+        if offset != -(-end // _BLOCK) * _BLOCK:
+            if end > begin:
+                yield begin, end - begin
+            begin = offset
+        end = offset + length
+    if end > begin:
+        yield begin, end - begin
 
 
 def memory_allows() -> bool:
@@ -98,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
     with Bootstrap.open(Path(argv[1]).read_bytes()) as bootstrap:
         order = places(bootstrap)
     left = 0
-    for path, offset, length in file_ranges(RANGE.iter_unpack(sys.stdin.buffer.read()), order):
+    for path, offset, length in file_ranges(joined(RANGE.iter_unpack(sys.stdin.buffer.read())), order):
         left -= length
         if left <= 0:
             if not memory_allows():
@@ -107,7 +120,9 @@ def main(argv: Sequence[str]) -> int:
         with contextlib.suppress(OSError):
             fd = os.open(os.fsencode(argv[2]) + path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+                for start in range(offset, offset + length, _STEP_BYTES):
+                    step = min(_STEP_BYTES, offset + length - start)
+                    os.posix_fadvise(fd, start, step, os.POSIX_FADV_WILLNEED)
             finally:
                 os.close(fd)
     return 0

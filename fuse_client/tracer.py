@@ -82,6 +82,10 @@ class Tracer:
             return self._recorders[chain].record(None, self._plans.get(chain, ()))
         return self._starts.read(chain)
 
+    def is_recording(self, chain: Digest) -> bool:
+        """Whether a start of the chain goes on."""
+        return chain in self._recorders
+
     def discard(self, chain: Digest) -> None:
         """Record no more of this start: what is read from now on is not what it needs."""
         task = self._watching.pop(chain, None)

@@ -75,14 +75,13 @@ def erofs_mounts(root: Path) -> list[MountPoint]:
 
 
 def _backing_devices() -> set[str]:
-    """The readahead settings of EROFS mounts from files. Nothing tells which belongs to which mount."""
+    """The readahead settings of EROFS mounts from files."""
     return {path.name for path in _BDI.glob("erofs-*")}
 
 
 def _set_readahead(new: set[str], target: Path) -> None:
     if not new and (mounted := mounts_at(target)):
         new = {mounted[-1].device}  # from loop devices: the one that holds the bootstrap
-    if len(new) != 1:
-        return  # somebody else mounted EROFS at the same moment: better slow than theirs
-    with contextlib.suppress(OSError):
-        (_BDI / new.pop() / "read_ahead_kb").write_text(str(_READAHEAD_KIB))
+    for name in new:  # nothing tells which is whose, and one that somebody else mounted at the same moment is not hurt
+        with contextlib.suppress(OSError):
+            (_BDI / name / "read_ahead_kb").write_text(str(_READAHEAD_KIB))

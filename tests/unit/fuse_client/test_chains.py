@@ -81,9 +81,15 @@ class FakeSession:
 @dataclass
 class FakeFollower:
     following: list[Digest] = field(default_factory=list)
+    starts: int = 0
 
     def start(self, device: ChainDevice) -> None:
-        self.following.append(device.chain)
+        self.starts += 1
+        self.resume(device)
+
+    def resume(self, device: ChainDevice) -> None:
+        if device.chain not in self.following:
+            self.following.append(device.chain)
 
     def stop(self, chain: Digest) -> None:
         if chain in self.following:

@@ -6,7 +6,7 @@ from fakes.layers import Content, directory, hardlink, layers, symlink
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastpull.fuse_client.page_warmer import Place, file_ranges, memory_allows, places
+from fastpull.fuse_client.page_warmer import Place, file_ranges, joined, memory_allows, places
 from fastpull.image.chain import build_chain
 from fastpull.image.chunk_map import ChunkMap
 from fastpull.image.erofs.reader import Bootstrap
@@ -60,3 +60,22 @@ def test_any_range_stays_within_its_files(sizes: list[int], ranges: list[tuple[i
 def test_memory_is_looked_at() -> None:
     """The kernel's own numbers can be read."""
     assert memory_allows() in (True, False)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9000)), max_size=12))
+def test_joining_ranges_loses_no_byte(blocks: list[tuple[int, int]]) -> None:
+    """In their order; what is read besides lies in the blocks of their ends."""
+    ranges = [(block * 4096, size) for block, size in blocks]
+
+    merged = list(joined(ranges))
+
+    at = 0
+    for offset, size in ranges:
+        while not (merged[at][0] <= offset and offset + size <= sum(merged[at])):
+            at += 1
+    assert sum(size for _, size in merged) <= sum(-(-size // 4096) * 4096 for _, size in ranges)
+
+
+def test_what_follows_block_for_block_is_one_range() -> None:
+    """A chunk that ends within a block is followed by the next block's."""
+    assert list(joined([(0, 4096), (4096, 100), (8192, 10), (0, 5)])) == [(0, 8202), (0, 5)]

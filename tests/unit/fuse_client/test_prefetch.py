@@ -53,6 +53,8 @@ class FakeFetcher:
         self.got: list[tuple[Lane, list[ChunkId]]] = []
         self.released: list[Digest] = []
         self.warmed: list[int] = []
+        self.read: list[ChunkId] = []
+        self.in_memory = True
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -63,6 +65,10 @@ class FakeFetcher:
     async def idle(self, _chain: Digest) -> None:
         assert self.got, "warmed only when it is here"
 
+    def read_ahead(self, chunks: Sequence[ChunkId]) -> int:
+        self.read += chunks
+        return 0 if self.in_memory else 100 * len(chunks)
+
     def release(self, chain: Digest) -> None:
         self.released.append(chain)
 
@@ -71,12 +77,15 @@ def prefetcher(
     client: FakeClient, fetcher: FakeFetcher, tasks: Tasks, local: Sequence[ChunkId] = (), **settings: object
 ) -> Prefetcher:
     store = MemoryChunkStore(quota_bytes=1 << 30)
+    store.read_ahead = fetcher.read_ahead  # type: ignore[method-assign]
     store.put_many([(chunk, StoredChunk(Encoding.RAW, 100, DATA[chunk])) for chunk in local])
 
     async def warm(_device: object, order: Sequence[int]) -> None:
         fetcher.warmed += order
 
-    return Prefetcher(client, fetcher, store, PrefetchSettings(**settings), tasks, warm=warm)  # type: ignore[arg-type]
+    return Prefetcher(
+        client, fetcher, store, PrefetchSettings(**settings), tasks, warm=warm, memory_allows=lambda: True
+    )  # type: ignore[arg-type]
 
 
 def device() -> SimpleNamespace:
@@ -111,6 +120,67 @@ async def test_the_page_cache_is_warmed_when_the_plan_is_here() -> None:
     await until(lambda: not len(tasks))
 
     assert fetcher.warmed == [7, 3]
+
+
+async def test_a_first_start_reads_ahead_and_stays_traceable() -> None:
+    """What is here comes from the disk in time; the mount's own pages are left to the start that is being traced."""
+    tasks, fetcher, of = Tasks(), FakeFetcher(), device()
+    fetcher.in_memory = False
+    prefetcher(FakeClient(plan(7, 3)), fetcher, tasks, local=IDS).start(of)
+    await until(lambda: not len(tasks))
+
+    assert (fetcher.read, fetcher.warmed) == ([IDS[7], IDS[3]], [])
+
+
+@pytest.mark.parametrize("in_memory", [False, True], ids=["cold", "in memory"])
+async def test_a_later_start_finds_the_pages_of_the_mount(monkeypatch: pytest.MonkeyPatch, *, in_memory: bool) -> None:
+    """Along the plan as it was, without a question; where all is in memory still, nothing is done for it."""
+    monkeypatch.setattr("fastpull.fuse_client.prefetch.TOGETHER_SECONDS", 0.0)
+    tasks, fetcher, of = Tasks(), FakeFetcher(), device()
+    fetching = prefetcher(FakeClient(plan(7, 3)), fetcher, tasks, local=IDS)
+    fetching.start(of)
+    await until(lambda: not len(tasks))
+    fetcher.read.clear()
+
+    fetcher.in_memory = in_memory
+    fetching.start(of)
+    await until(lambda: not len(tasks))
+
+    assert (fetcher.read, fetcher.warmed) == ([IDS[7], IDS[3]], [] if in_memory else [7, 3])
+    assert of.window_bytes == 250, "made smaller once"
+
+
+async def test_containers_that_start_together_are_one_start() -> None:
+    """The disk is asked once for all of them."""
+    tasks, fetcher, of = Tasks(), FakeFetcher(), device()
+    fetcher.in_memory = False
+    fetching = prefetcher(FakeClient(plan(7, 3)), fetcher, tasks, local=IDS)
+    for _ in range(3):
+        fetching.start(of)
+        await until(lambda: not len(tasks))
+
+    assert (fetcher.read, fetcher.warmed) == ([IDS[7], IDS[3]], [])
+
+
+async def test_a_start_learns_what_an_earlier_one_taught() -> None:
+    """Without a plan at the first start, the next one asks again."""
+    tasks, fetcher, of = Tasks(), FakeFetcher(), device()
+    fetching = prefetcher(FakeClient(None, plan(4)), fetcher, tasks)
+    for _ in range(2):
+        fetching.start(of)
+        await until(lambda: not len(tasks))
+
+    assert fetcher.got == [(Lane.PLAN, [IDS[4]])]
+
+
+async def test_a_restart_reads_nothing_ahead() -> None:
+    """Containers run, whatever is in memory; only what was not fetched yet is."""
+    tasks, fetcher, of = Tasks(), FakeFetcher(), device()
+    fetcher.in_memory = False
+    prefetcher(FakeClient(plan(7, 3)), fetcher, tasks, local=[IDS[7]]).resume(of)
+    await until(lambda: not len(tasks))
+
+    assert (fetcher.got, fetcher.read, fetcher.warmed) == ([(Lane.PLAN, [IDS[3]])], [], [])
 
 
 async def test_backfill_follows_the_plan() -> None:
