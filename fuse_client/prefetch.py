@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 import time
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -26,13 +27,14 @@ from fastpull.fuse_client.fetch.backoff import backoff
 from fastpull.fuse_client.fetch.client import ProxyClient
 from fastpull.fuse_client.fetch.fetcher import Fetcher
 from fastpull.fuse_client.fetch.queue import Lane, Want
+from fastpull.fuse_client.pace import Pace
 from fastpull.fuse_client.page_warmer import memory_allows
 from fastpull.image.chunk_map import ChunkMap
 
 log = logging.getLogger(__name__)
 
 PLAN_ATTEMPTS = 8
-TOGETHER_SECONDS = 60.0  # containers that start within this time share one look at what is in memory
+TOGETHER_SECONDS = 5.0  # containers that start within this time share one look at what is in memory
 COLD_SHARE = 8  # less than one part in so many from the disk is not worth a process
 SLICE_CHUNKS = 256  # looked up in the store and handed to the scheduler at a time
 
@@ -162,23 +164,26 @@ class Prefetcher:
         return None
 
     async def _fetch(self, device: ChainDevice, lane: Lane, indexes: Iterable[int], bytes_per_second: int = 0) -> None:
-        begun = time.monotonic()
-        sent = 0
-        for wants in _slices(device.map, indexes):
+        now = asyncio.get_running_loop().time
+        pace = Pace(bytes_per_second)
+        for wants in _slices(device.map, indexes, bytes_per_second or sys.maxsize):  # of a second at most
             there = self._store.has([want.chunk for want in wants])
             absent = [want for want, local in zip(wants, there, strict=True) if not local]
             await self._fetcher.prefetch(device.chain, lane, absent)
-            sent += sum(want.size for want in absent)
             if bytes_per_second:
-                await asyncio.sleep(max(0.0, begun + sent / bytes_per_second - time.monotonic()))
+                await asyncio.sleep(pace.pause(sum(want.size for want in absent), now()))
 
 
-def _slices(pieces: ChunkMap, indexes: Iterable[int]) -> Iterator[list[Want]]:
+def _slices(pieces: ChunkMap, indexes: Iterable[int], max_bytes: int) -> Iterator[list[Want]]:
+    """At most ``SLICE_CHUNKS``, and no more than ``max_bytes`` but for what is larger by itself."""
     wants: list[Want] = []
+    size = 0
     for index in indexes:
-        wants.append(Want(pieces.id_at(index), pieces.size_at(index)))
-        if len(wants) == SLICE_CHUNKS:
+        want = Want(pieces.id_at(index), pieces.size_at(index))
+        if wants and (len(wants) == SLICE_CHUNKS or size + want.size > max_bytes):
             yield wants
-            wants = []
+            wants, size = [], 0
+        wants.append(want)
+        size += want.size
     if wants:
         yield wants
