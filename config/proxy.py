@@ -93,6 +93,7 @@ class IngestSettings(Settings, frozen=True, kw_only=True):
     trigger: Literal["on-pull", "on-warm"] = "on-pull"
     workers: int = 0  # processes; 0 = one per core
     zstd_level: int = 1
+    stall_seconds: float = 300.0  # without progress, then a worker process is killed and its layers fail
     max_entries: int = 2_000_000
     max_path_bytes: int = 4096
     max_layer_bytes: ByteSize = ByteSize(200 * GiB)

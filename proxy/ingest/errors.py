@@ -11,6 +11,10 @@ class WorkerDiedError(ChildProcessError):
     """The process that did the work is gone (killed, out of memory). Trying again starts a new one."""
 
 
+class WorkerStalledError(WorkerDiedError):
+    """The process got nowhere for ``ingest.stall_seconds`` and was ended."""
+
+
 class WorkerFailedError(ChildProcessError):
     """A worker met something that nobody foresaw; its log has the traceback."""
 

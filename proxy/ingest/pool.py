@@ -38,6 +38,7 @@ class LayerPool:
         cores = len(os.sched_getaffinity(0))
         self._max_workers = ingest.workers or cores
         self._idle_seconds = idle_seconds
+        self._stall_seconds = ingest.stall_seconds
         self._setup = Setup(
             store=str(store_path),
             quota_bytes=int(settings.cache.chunk_bytes),
@@ -82,12 +83,14 @@ class LayerPool:
         ``available(offset)`` waits until more than ``offset`` leading bytes of the file may be read and returns
         how many; what it raises ends the job and is raised here. ``progress`` gets the bytes of the blob
         consumed so far, a few times a second. Raise the ``ImageError`` or ``CacheError`` that the worker met,
-        ``WorkerDiedError``, or ``WorkerFailedError``. Cancellation stops the job in the worker.
+        ``WorkerDiedError`` (also for one that got nowhere), or ``WorkerFailedError``. Cancellation stops the job in
+        the worker.
         """
         ready = await available(0) if job.blob_bytes else 0  # before a slot: others may have bytes to work on
         async with self._slots:
             worker = await self._worker()
-            call = worker.call(lambda id_: _request(id_, job, ready), progress)
+            call = worker.call(lambda id_: _request(id_, job, ready), progress, total_bytes=job.blob_bytes)
+            call.feed(ready)
             feeding = self._tasks.spawn(_feed(worker, call, job, ready, available), name=f"feed {job.path.name}")
             try:
                 return await call.answer
@@ -116,7 +119,7 @@ class LayerPool:
             self._workers = [worker for worker in self._workers if worker.is_alive]
             worker = min(self._workers, key=lambda worker: worker.load, default=None)
             if worker is None or (worker.load and len(self._workers) < self._max_workers):
-                worker = await WorkerProcess.start(self._setup, self._tasks)
+                worker = await WorkerProcess.start(self._setup, self._tasks, stall_seconds=self._stall_seconds)
                 self._workers.append(worker)
             if (timer := self._retirements.pop(worker, None)) is not None:
                 timer.cancel()
@@ -142,6 +145,7 @@ async def _feed(
     try:
         while ready < job.blob_bytes:
             ready = await available(ready)
+            call.feed(ready)
             worker.send(Available(call.id, ready))
     except Exception as exc:  # noqa: BLE001 - raised to whoever waits for the layer
         call.fail(exc)

@@ -13,7 +13,7 @@ from typing import Self
 import msgspec
 
 from fastpull.cache.tasks import Tasks
-from fastpull.proxy.ingest.errors import WorkerDiedError, rebuilt
+from fastpull.proxy.ingest.errors import WorkerDiedError, WorkerStalledError, rebuilt
 from fastpull.proxy.ingest.messages import (
     LENGTH,
     MAX_FRAME_BYTES,
@@ -29,16 +29,36 @@ from fastpull.proxy.ingest.messages import (
 log = logging.getLogger(__name__)
 
 _END_SECONDS = 10.0
+_LOOK_SECONDS = 5.0
 _MODULE = "fastpull.proxy.ingest.worker"
 
 
 class Call:
     """A request under way. ``answer`` gets the result, or what went wrong."""
 
-    def __init__(self, id: int, progress: Callable[[int], None]) -> None:  # noqa: A002 - the message's word
+    def __init__(self, id: int, progress: Callable[[int], None], total_bytes: int = 0) -> None:  # noqa: A002 - the message's word
         self.id = id
-        self.progress = progress
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._tell = progress
+        self._total = total_bytes
+        self._available = 0
+        self._consumed = 0
+        self._moved_at = asyncio.get_running_loop().time()
+
+    def feed(self, available: int) -> None:
+        """The worker has, or will have, been told of so many bytes."""
+        self._available = available
+        self._moved_at = asyncio.get_running_loop().time()
+
+    def progress(self, consumed: int) -> None:
+        self._consumed = consumed
+        self._moved_at = asyncio.get_running_loop().time()
+        self._tell(consumed)
+
+    def stands_still(self, seconds: float) -> bool:
+        """Whether the worker has had something to do for so long, and got nowhere."""
+        waits_for_bytes = self._consumed >= self._available < self._total
+        return not waits_for_bytes and asyncio.get_running_loop().time() - self._moved_at > seconds
 
     def fail(self, exc: Exception) -> None:
         if not self.answer.done():
@@ -48,7 +68,7 @@ class Call:
 class WorkerProcess:
     """Invariant: ``_calls`` holds the requests that were sent and not answered; empty once the process is gone."""
 
-    def __init__(self, process: asyncio.subprocess.Process, tasks: Tasks) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, tasks: Tasks, stall_seconds: float) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         self._process = process
@@ -57,15 +77,19 @@ class WorkerProcess:
         self._ids = count(1)
         self._calls: dict[int, Call] = {}
         self._is_alive = True
+        self._stall_seconds = stall_seconds
+        self._has_stalled = False
+        self._watch = tasks.spawn(self._watch_calls(), name=f"watch worker {process.pid}")
         self._reader = tasks.spawn(self._read(), name=f"answers of worker {process.pid}")
 
     @classmethod
-    async def start(cls, setup: Setup, tasks: Tasks) -> Self:
+    async def start(cls, setup: Setup, tasks: Tasks, *, stall_seconds: float) -> Self:
+        """``stall_seconds``: a worker that gets nowhere for so long is killed."""
         first = frame(setup)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", _MODULE, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )
-        worker = cls(process, tasks)
+        worker = cls(process, tasks, stall_seconds)
         worker._input.write(first)
         return worker
 
@@ -82,9 +106,12 @@ class WorkerProcess:
         """Requests under way."""
         return len(self._calls)
 
-    def call(self, request: Callable[[int], Message], progress: Callable[[int], None]) -> Call:
-        """Send the request that ``request`` makes of an id. ``finish`` must follow."""
-        call = Call(next(self._ids), progress)
+    def call(self, request: Callable[[int], Message], progress: Callable[[int], None], *, total_bytes: int = 0) -> Call:
+        """Send the request that ``request`` makes of an id. ``finish`` must follow.
+
+        ``total_bytes``: how many it needs in all, of which ``Call.feed`` tells; 0 = it has all it needs.
+        """
+        call = Call(next(self._ids), progress, total_bytes)
         if self._is_alive:
             self._calls[call.id] = call
             self.send(request(call.id))
@@ -113,6 +140,17 @@ class WorkerProcess:
             await self._process.wait()
         await asyncio.wait([self._reader])
 
+    async def _watch_calls(self) -> None:
+        """A worker that is stopped, or waits for something that never comes, would hold its layers for ever."""
+        while self._is_alive:
+            await asyncio.sleep(min(self._stall_seconds / 4, _LOOK_SECONDS))
+            if any(call.stands_still(self._stall_seconds) for call in self._calls.values()):
+                log.error("ingest worker %d made no progress in %.0f s; killing it", self.pid, self._stall_seconds)
+                self._has_stalled = True
+                with suppress(ProcessLookupError):
+                    self._process.kill()
+                return
+
     async def _read(self) -> None:
         decoder = msgspec.msgpack.Decoder(Answer)
         try:
@@ -125,6 +163,7 @@ class WorkerProcess:
             pass
         finally:
             self._is_alive = False
+            self._watch.cancel()
             if self._process.returncode is None:
                 with suppress(TimeoutError, ProcessLookupError):
                     async with asyncio.timeout(1):
@@ -146,6 +185,11 @@ class WorkerProcess:
                 call.fail(rebuilt(answer))
 
     def _died(self) -> WorkerDiedError:
+        if self._has_stalled:
+            return WorkerStalledError(
+                f"ingest worker {self.pid} made no progress in {self._stall_seconds:g} s and was killed; "
+                "a slow disk may need a larger ingest.stall_seconds"
+            )
         status = self._process.returncode
         how = f"by signal {-status}" if status is not None and status < 0 else f"with status {status}"
         return WorkerDiedError(f"ingest worker {self.pid} ended {how}; try again, and look for the kernel's OOM killer")

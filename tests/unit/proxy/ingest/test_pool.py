@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 from fakes.tars import END, header, member
 
@@ -28,7 +29,7 @@ from fastpull.image.errors import (
     UnsupportedMediaTypeError,
 )
 from fastpull.image.layer_index import LayerIndex
-from fastpull.proxy.ingest.errors import WorkerFailedError, describe, rebuilt
+from fastpull.proxy.ingest.errors import WorkerFailedError, WorkerStalledError, describe, rebuilt
 from fastpull.proxy.ingest.pool import LayerJob, LayerPool, WorkerDiedError
 
 GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -196,6 +197,47 @@ async def test_a_killed_worker_fails_its_own_layers_only(pool: LayerPool, tasks:
     assert LayerIndex.from_bytes(await asyncio.wait_for(calls[1], TIMEOUT)).entries[0].path == b"other"
     again = job(tmp_path)
     assert await pool.ingest(again, available=everything(again), progress=ignore)
+
+
+@pytest.mark.fault(
+    "proxy: an ingest worker hangs",
+    done="SIGSTOP of the worker process",
+    promised="killed after ingest.stall_seconds without progress; its layers fail with the reason, the next one works",
+)
+async def test_a_worker_that_hangs_is_replaced(settings: ProxySettings, tasks: Tasks, tmp_path: Path) -> None:
+    """Whoever waits for the layer learns it, so that nodes pull the usual way."""
+    settings = msgspec.structs.replace(settings, ingest=msgspec.structs.replace(settings.ingest, stall_seconds=1.0))
+    async with LayerPool(settings, tmp_path / "store") as pool:
+        stalled = Stalled(job(tmp_path))
+        call = tasks.spawn(
+            pool.ingest(stalled.job, available=stalled.available, progress=stalled.progress), name="stalled"
+        )
+        await asyncio.wait_for(stalled.is_worked_on.wait(), TIMEOUT)
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        stalled.goes_on.set()
+        with pytest.raises(WorkerStalledError, match="no progress"):
+            await asyncio.wait_for(call, TIMEOUT)
+        again = job(tmp_path)
+        assert await pool.ingest(again, available=everything(again), progress=ignore)
+        assert pid not in pool.pids
+
+
+async def test_a_worker_that_waits_for_a_slow_download_does_not_hang(
+    settings: ProxySettings, tasks: Tasks, tmp_path: Path
+) -> None:
+    """The time limit counts only while there are bytes to work on."""
+    settings = msgspec.structs.replace(settings, ingest=msgspec.structs.replace(settings.ingest, stall_seconds=2.0))
+    async with LayerPool(settings, tmp_path / "store") as pool:
+        stalled = Stalled(job(tmp_path))
+        call = tasks.spawn(
+            pool.ingest(stalled.job, available=stalled.available, progress=stalled.progress), name="stalled"
+        )
+        await asyncio.wait_for(stalled.is_worked_on.wait(), TIMEOUT)
+        await asyncio.sleep(5)
+        assert not call.done()
+        stalled.goes_on.set()
+        assert await asyncio.wait_for(call, TIMEOUT)
 
 
 async def test_cancelling_ends_the_work_and_not_the_worker(pool: LayerPool, tasks: Tasks, tmp_path: Path) -> None:
