@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -38,6 +40,8 @@ class OpenBlobs(Protocol):
 
     def open(self, source: BlobSource) -> AbstractAsyncContextManager[BlobHandle]: ...
 
+    def drop(self, digest: Digest) -> int: ...
+
 
 class IngestPool(Protocol):
     """The part of ``LayerPool`` that is needed here."""
@@ -49,6 +53,10 @@ class IngestPool(Protocol):
         available: Callable[[int], Awaitable[int]],
         progress: Callable[[int], None],
     ) -> bytes: ...
+
+
+class _RottenBlobError(LayerDigestError):
+    """A blob that was verified when it came has other bytes now."""
 
 
 @dataclass(slots=True)
@@ -211,6 +219,14 @@ class Layers:
         return next((s for s in record.sources if s not in tried), None) if record is not None else None
 
     async def _ingest_from(self, diff_id: str, source: LayerSource, run: _Run) -> None:
+        try:
+            await self._ingest_blob(diff_id, source, run)
+        except _RottenBlobError as exc:
+            log.warning("%s: it is fetched again", exc)
+            self._blobs.drop(Digest.parse(source.digest))
+            await self._ingest_blob(diff_id, source, run)
+
+    async def _ingest_blob(self, diff_id: str, source: LayerSource, run: _Run) -> None:
         started = self._clock()
         digest = Digest.parse(source.digest)
         async with self._blobs.open(BlobSource(source.upstream, source.repository, digest, source.blob_bytes)) as blob:
@@ -225,7 +241,13 @@ class Layers:
             job = LayerJob(
                 path=blob.path, blob_bytes=blob.size, media_type=source.media_type, diff_id=Digest.parse(diff_id)
             )
-            index = await self._pool.ingest(job, available=available, progress=run.advance)
+            was_complete = blob.is_complete
+            try:
+                index = await self._pool.ingest(job, available=available, progress=run.advance)
+            except ImageError as exc:
+                if was_complete and await asyncio.to_thread(_sha256_of, blob.path) != digest.hex:
+                    raise _RottenBlobError(f"the blob {digest} on our disk is damaged ({exc})") from exc
+                raise
             await blob.wait_complete()  # the blob's own digest: the mirror vouches for it
         figures = await asyncio.to_thread(figures_of, index)
         seconds = max(self._clock() - started, 0.001)  # zero would mean: never ingested
@@ -280,3 +302,8 @@ class Layers:
         if index is None:
             raise IndexFormatError(f"the index of layer {diff_id} is not there")
         return index
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

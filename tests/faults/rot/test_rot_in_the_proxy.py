@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -147,6 +148,24 @@ def test_a_rotten_blob(held: Held, seen: Seen) -> None:
         assert held.read() == before
     assert held.image.layers[0].digest in [request.blob for request in requests]
     seen("found, and fetched again at the next pull")
+
+
+@pytest.mark.fault(
+    "rot: a blob file from which evicted chunks come back",
+    done="a bit of a blob flipped, its chunks gone",
+    promised="the ingest notices, has the blob fetched again, and the node gets the right bytes",
+)
+def test_a_rotten_blob_is_ingested_again(held: Held, seen: Seen) -> None:
+    before = held.read()
+    held.proxy.process.kill()
+    shutil.rmtree(held.data / "chunks")
+    rot_blob(held)
+    held.proxy.start()
+
+    with held.registry.watched() as requests:
+        assert held.read() == before
+    assert [request.blob for request in requests].count(held.image.layers[0].digest) == 1
+    seen("the blob fetched once more, the same bytes as before")
 
 
 @pytest.mark.fault(
