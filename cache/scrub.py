@@ -18,6 +18,8 @@ from typing import Literal, Protocol
 from fastpull.cache.errors import CacheError
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.wire import Message
+from fastpull.config.errors import ConfigError
+from fastpull.config.units import ByteSize
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,14 @@ DEFAULT_RATE = "100MB/s"
 STEP_BYTES = 1 << 20  # of a step, about: what cancelling waits for, and how even the pace is
 _MOST_NOTES = 50
 _MOST_CREDIT_SECONDS = 1.0
+
+
+def rate_of(text: str) -> int:
+    """``100MB/s``, ``1GiB``, ``0`` (as fast as it goes) → bytes a second. Raise ``ConfigError``."""
+    try:
+        return int(ByteSize.parse(text.removesuffix("/s")))
+    except ConfigError as exc:
+        raise ConfigError(f"{text!r} is no rate; write for example 100MB/s, or 0 for as fast as it goes") from exc
 
 
 class ScrubKind(Message, frozen=True, kw_only=True):

@@ -13,8 +13,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fastpull.cache.scrub import ScrubKind, ScrubState
 from fastpull.cache.wire import Message
-from fastpull.config.errors import ConfigError
-from fastpull.config.units import ByteSize
 
 EXIT_NOT_CLEAN = 1
 _LINE_SECONDS = 5.0
@@ -46,14 +44,6 @@ class ScrubSummary(Message, frozen=True, kw_only=True):
             kinds=state.kinds,
             notes=state.notes,
         )
-
-
-def rate_of(text: str) -> int:
-    """``100MB/s``, ``1GiB``, ``0`` (as fast as it goes) → bytes a second. Raise ``ConfigError``."""
-    try:
-        return int(ByteSize.parse(text.removesuffix("/s")))
-    except ConfigError as exc:
-        raise ConfigError(f"{text!r} is no rate; write for example 100MB/s, or 0 for as fast as it goes") from exc
 
 
 def follow(states: Iterable[ScrubState], *, as_json: bool) -> int | None:

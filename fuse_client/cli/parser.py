@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastpull.cache.scrub import DEFAULT_RATE
+from fastpull.cache.scrub import DEFAULT_RATE, rate_of
+from fastpull.config.errors import ConfigError
 
 _ABOUT = """\
 Runs container images before their bytes are here: containerd's snapshotter on a node, and a
@@ -154,7 +155,9 @@ def build_parser() -> Parser:
     _settings(report)
 
     scrub = _command(commands, "scrub", "check all that is kept on this node", _SCRUB)
-    scrub.add_argument("--rate", default=DEFAULT_RATE, help="bytes read a second; 0 = no limit (default %(default)s)")
+    scrub.add_argument(
+        "--rate", type=_rate, default=DEFAULT_RATE, help="bytes read a second; 0 = no limit (default %(default)s)"
+    )
     scrub.add_argument("--json", action="store_true", help="print JSON")
     _settings(scrub, proxy=False)
 
@@ -173,6 +176,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]  # exits, as the original
         self.exit(2, f"{self.prog}: {message}\n  try `{self.prog} --help`\n")
+
+
+def _rate(text: str) -> int:
+    try:
+        return rate_of(text)
+    except ConfigError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def _command(commands: argparse._SubParsersAction[Parser], name: str, summary: str, about: str) -> Parser:

@@ -89,10 +89,9 @@ def _dispatch(options: argparse.Namespace, settings: NodeSettings) -> int:
 
             return report(settings, options.name, options.platform, as_json=options.json, html=options.html)
         case "scrub":
-            from fastpull.cache.scrub_view import rate_of
             from fastpull.fuse_client.cli.scrub import scrub
 
-            return scrub(settings, rate_of(options.rate), as_json=options.json)
+            return scrub(settings, options.rate, as_json=options.json)
         case _:
             from fastpull.fuse_client.cli.stop import stop
 

@@ -89,6 +89,7 @@ class ProxyConnection:
         Raise ``ProxyAwayError``, ``NotFoundError``, or ``CommandError`` with what the proxy said.
         """
         target = f"{path}?{urlencode(query)}" if query else path
+        response = None
         try:
             self._http.request("POST", target)
             response = self._http.getresponse()
@@ -97,8 +98,9 @@ class ProxyConnection:
             while line := response.readline(_MAX_ANSWER_BYTES):
                 yield msgspec.json.decode(line, type=answer)
         except (OSError, http.client.HTTPException, msgspec.DecodeError) as exc:
+            away = "no proxy answers at" if response is None else "the answer ended too early, from"
             raise ProxyAwayError(
-                f"the proxy at {self.url} does not answer to the end: {exc}",
+                f"{away} {self.url}: {getattr(exc, 'strerror', None) or str(exc) or type(exc).__name__}",
                 "start one with `fastpull-proxy serve`, or name it with --proxy URL",
             ) from exc
         finally:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastpull.cache.scrub import DEFAULT_RATE
+from fastpull.cache.scrub import DEFAULT_RATE, rate_of
+from fastpull.config.errors import ConfigError
 
 _ABOUT = """\
 Starts huge container images in seconds: a registry mirror that also serves images
@@ -113,7 +114,9 @@ def build_parser() -> _Parser:
     _json(purge)
 
     scrub = _command(commands, "scrub", "check all that the proxy holds", _SCRUB)
-    scrub.add_argument("--rate", default=DEFAULT_RATE, help="bytes read a second; 0 = no limit (default %(default)s)")
+    scrub.add_argument(
+        "--rate", type=_rate, default=DEFAULT_RATE, help="bytes read a second; 0 = no limit (default %(default)s)"
+    )
     _connection(scrub)
     _json(scrub)
 
@@ -159,6 +162,13 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]  # exits, as the original
         self.exit(2, f"{self.prog}: {message}\n  try `{self.prog} --help`\n")
+
+
+def _rate(text: str) -> int:
+    try:
+        return rate_of(text)
+    except ConfigError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def _command(commands: argparse._SubParsersAction[_Parser], name: str, summary: str, about: str) -> _Parser:

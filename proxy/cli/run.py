@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 
-from fastpull.cache.scrub_view import rate_of
 from fastpull.config.errors import ConfigError
 from fastpull.config.load import load
 from fastpull.config.proxy import ListenSettings, ProxySettings
@@ -76,7 +75,7 @@ def _ask(options: argparse.Namespace) -> int:
             case "purge", _:
                 return purge.purge(proxy, options.image, tag_only=options.tag, as_json=options.json)
             case "scrub", _:
-                return scrub.scrub(proxy, rate_of(options.rate), as_json=options.json)
+                return scrub.scrub(proxy, options.rate, as_json=options.json)
             case "trace", _:
                 return trace.trace(
                     proxy,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
-from fastpull.cache.scrub import ScrubKind, ScrubState
-from fastpull.cache.scrub_view import follow, progress_line, rate_of, summary_lines
+from fastpull.cache.scrub import ScrubKind, ScrubState, rate_of
+from fastpull.cache.scrub_view import _with_a_bar, follow, progress_line, summary_lines
 from fastpull.config.errors import ConfigError
 
 
@@ -74,3 +76,11 @@ def test_the_summary_names_what_was_found() -> None:
         "plans: 1 checked, none damaged, 1 NOT CHECKED",
         "  blobs: a: dropped",
     ]
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    """It ends without a trace; the last state is the result."""
+    out = io.StringIO()
+    last = state(RIGHT)
+    assert _with_a_bar([state(RIGHT, stage="running"), last], Console(file=out, force_terminal=True, width=120)) is last
+    assert "64.0 MB" in out.getvalue()

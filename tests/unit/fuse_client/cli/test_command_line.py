@@ -19,7 +19,7 @@ from fastpull.fuse_client.status import CacheStatus, ChainStatus, FetchStatus, N
 from fastpull.image.chain import build_chain
 from fastpull.image.erofs.reader import Bootstrap
 
-COMMANDS = ["serve", "mount", "umount", "ls", "status", "stop"]
+COMMANDS = ["serve", "mount", "umount", "ls", "status", "scrub", "stop"]
 
 
 @pytest.fixture(autouse=True)
