@@ -57,11 +57,11 @@ def image() -> Iterator[Image]:
         yield image
 
 
-@pytest.fixture
-def node(image: Image) -> Iterator[Node]:
+@pytest.fixture(params=["erofs"])
+def node(image: Image, request: pytest.FixtureRequest) -> Iterator[Node]:
     root = Path(tempfile.mkdtemp(prefix="fpn-", dir="/tmp"))  # short: unix sockets end after 107 bytes
     try:
-        with Node(root / "n", [image.proxy.url]) as node:
+        with Node(root / "n", [image.proxy.url], driver=request.param) as node:
             yield node
     finally:
         unmount_all_below(root)
@@ -157,6 +157,7 @@ def test_readers_while_it_is_scrubbed(image: Image, node: Node, seen: Seen) -> N
     seen("all sums right, nothing damaged afterwards")
 
 
+@pytest.mark.parametrize("node", ["erofs", "fuse"], indirect=True)
 @pytest.mark.parametrize("name", [BOOTSTRAP, CHUNK_MAP])
 @pytest.mark.fault(
     "rot: bootstrap or chunk map under a mounted image, scrubbed",
