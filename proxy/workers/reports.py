@@ -25,7 +25,7 @@ async def take(services: Services, report: Report) -> None:
         services.recently_served.add(chunks)
         services.store.touch(chunks)
         await asyncio.sleep(0)
-    for digest in report.blobs:
-        opened = services.mirror.blobs.files.open(Digest.parse(digest))  # which notes the use
+    for digest in map(Digest.parse, report.blobs):
+        opened = services.mirror.blobs.files.open(digest)  # which notes the use
         if opened is not None:
             os.close(opened[0])

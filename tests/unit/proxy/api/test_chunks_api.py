@@ -18,7 +18,7 @@ from fastpull.cache.memory_store import MemoryChunkStore
 from fastpull.cache.store import Encoding, StoredChunk
 from fastpull.cache.wire import ErrorBody
 from fastpull.image.errors import LayerDigestError
-from fastpull.proxy.api.chunks import gather
+from fastpull.proxy.api.chunk_blocks import gather
 
 A, B = b"1" * 5000, b"2" * 7000
 LOW, HIGH = layer_blob(("bin/a", A)), layer_blob(("bin/b", B))

@@ -47,7 +47,16 @@ def test_a_command_finds_the_proxy_of_its_own_machine(listen: ListenSettings, ur
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["fly"], ["warm"], ["warm", "image", "--colour"], ["plan", "show"], ["plan", "paint", "image"], ["purge"]],
+    [
+        [],
+        ["fly"],
+        ["warm"],
+        ["warm", "image", "--colour"],
+        ["plan", "show"],
+        ["plan", "paint", "image"],
+        ["purge"],
+        ["scrub", "all"],
+    ],
 )
 def test_wrong_usage_exits_with_2_and_points_to_the_help(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
@@ -59,7 +68,7 @@ def test_wrong_usage_exits_with_2_and_points_to_the_help(
     assert "--help" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["serve", "warm", "status", "images", "purge", "hosts-toml", "plan"])
+@pytest.mark.parametrize("command", ["serve", "warm", "status", "images", "purge", "scrub", "hosts-toml", "plan"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         run([command, "--help"])
@@ -94,10 +103,11 @@ def test_a_wrong_key_in_the_settings_is_named(tmp_path: Path, capsys: pytest.Cap
     assert str(config) in error
 
 
-def test_more_than_one_worker_is_refused_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("workers", ["-1", "65", "many"])
+def test_a_number_of_workers_that_is_none_is_refused(
+    workers: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("FASTPULL_PROXY__LISTEN__WORKERS", "4")
+    monkeypatch.setenv("FASTPULL_PROXY__LISTEN__WORKERS", workers)
 
     assert run(["serve"]) == 2
-    assert "not built" in capsys.readouterr().err
+    assert "workers" in capsys.readouterr().err
