@@ -6,22 +6,19 @@ import hashlib
 import json
 import math
 import os
-import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes.layers import Content, directory, hardlink, layers, symlink
-from fakes.node_api import FakeProxy
 from harness.fault_rows import Seen
-from harness.mounts import mount_points_below, unmount_all_below
+from harness.mounts import mount_points_below
 from harness.node import Node
 from harness.processes import free_port, run
+from harness.sample_image import SampleImage, drop_caches, short_directory, sums
 from harness.waiting import until
 
 from fastpull.cache.wire import Plan
@@ -37,44 +34,21 @@ pytestmark = [
 BIG = 12 << 20
 
 
-class Image:
-    """A tree of small files and a big one, and the checksums that a reader must find."""
-
-    def __init__(self) -> None:
-        rng = random.Random(7)
-        content = Content(40_000)
-        self.files = {f"lib/m{n:03}.py".encode(): rng.randbytes(rng.randrange(20_000)) for n in range(150)}
-        self.files[b"big"] = rng.randbytes(BIG)
-        entries = [directory(b"lib"), *(content.file(path, data) for path, data in self.files.items())]
-        entries += [symlink(b"usr", b"lib"), hardlink(b"lib/same.py", b"lib/m000.py")]
-        self.files[b"lib/same.py"] = self.files[b"lib/m000.py"]
-        self.proxy = FakeProxy()
-        self.chain = self.proxy.add_image("demo:1", layers(entries), content.chunks)
-
-    def sums(self) -> str:
-        """As ``sha256sum`` prints them, sorted by path."""
-        return "".join(
-            f"{hashlib.sha256(data).hexdigest()}  ./{path.decode()}\n" for path, data in sorted(self.files.items())
-        )
-
-
 @pytest.fixture
-def image() -> Iterator[Image]:
-    image = Image()
+def image() -> Iterator[SampleImage]:
+    image = SampleImage(small_files=150, big_bytes=BIG)
     with image.proxy.in_thread():
         yield image
 
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="fpn-", dir="/tmp"))  # short: unix sockets end after 107 bytes
-    yield path
-    unmount_all_below(path)
-    shutil.rmtree(path)
+    with short_directory() as path:
+        yield path
 
 
 @pytest.fixture
-def node(image: Image, root: Path) -> Iterator[Node]:
+def node(image: SampleImage, root: Path) -> Iterator[Node]:
     with Node(root / "n", [image.proxy.url], extra_settings="[trace]\nsettle_seconds = 3600\n") as node:
         yield node
 
@@ -82,10 +56,6 @@ def node(image: Image, root: Path) -> Iterator[Node]:
 def get(url: str) -> str:
     with urllib.request.urlopen(url, timeout=60) as answer:
         return str(answer.read().decode())
-
-
-def sums(path: Path) -> str:
-    return run("sh", "-c", "find . -type f | LC_ALL=C sort | xargs sha256sum", cwd=path, seconds=120)
 
 
 def mount(node: Node, root: Path, *options: str) -> Path:
@@ -103,7 +73,7 @@ def until_local(node: Node) -> None:
     until(all_local, "everything is in the node cache", every=0.5)
 
 
-def test_a_mounted_image_reads_as_it_was_built(image: Image, node: Node, root: Path) -> None:
+def test_a_mounted_image_reads_as_it_was_built(image: SampleImage, node: Node, root: Path) -> None:
     """Every byte through EROFS, FUSE and the proxy; then once more with the proxy unreachable."""
     path = mount(node, root)
     assert sums(path) == image.sums()
@@ -120,7 +90,7 @@ def test_a_mounted_image_reads_as_it_was_built(image: Image, node: Node, root: P
     assert (status["driver"], status["holder_is_up"]) == ("erofs", True)
 
     before = len(image.proxy.requests)
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    drop_caches()
     assert sums(path) == image.sums()
     assert len(image.proxy.requests) == before, "everything is in the node cache"
 
@@ -135,7 +105,9 @@ def test_a_mounted_image_reads_as_it_was_built(image: Image, node: Node, root: P
     done="3 times kill -9 in one sha256sum of a file that is not here",
     promised="the right sum",
 )
-def test_a_daemon_that_is_killed_costs_its_readers_only_time(image: Image, node: Node, root: Path, seen: Seen) -> None:
+def test_a_daemon_that_is_killed_costs_its_readers_only_time(
+    image: SampleImage, node: Node, root: Path, seen: Seen
+) -> None:
     """kill -9 in the middle of a read, again and again: the right bytes, no error."""
     path = mount(node, root)
     proxy = image.proxy
@@ -165,7 +137,7 @@ def test_a_daemon_that_is_killed_costs_its_readers_only_time(image: Image, node:
     done="restart, page cache dropped",
     promised="what is local reads on",
 )
-def test_a_restart_needs_no_proxy(image: Image, root: Path, node: Node) -> None:
+def test_a_restart_needs_no_proxy(image: SampleImage, root: Path, node: Node) -> None:
     """What is mounted and local goes on while the proxy is away."""
     path = mount(node, root)
     assert sums(path) == image.sums()
@@ -173,11 +145,11 @@ def test_a_restart_needs_no_proxy(image: Image, root: Path, node: Node) -> None:
     node.config.write_text(node.config.read_text().replace(image.proxy.url, "http://127.0.0.1:9"))
     node.restart()
 
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    drop_caches()
     assert sums(path) == image.sums()
 
 
-def test_a_stop_unmounts_and_a_start_mounts_again(image: Image, root: Path, node: Node) -> None:
+def test_a_stop_unmounts_and_a_start_mounts_again(image: SampleImage, root: Path, node: Node) -> None:
     """``stop`` leaves no mount and no holder; the next daemon restores what its users want."""
     path = mount(node, root)
     node.command("stop")
@@ -193,7 +165,7 @@ def test_a_stop_unmounts_and_a_start_mounts_again(image: Image, root: Path, node
     assert node.status()["chains"] == []
 
 
-def test_a_start_is_traced_and_the_next_one_is_prefetched(image: Image, root: Path, node: Node) -> None:
+def test_a_start_is_traced_and_the_next_one_is_prefetched(image: SampleImage, root: Path, node: Node) -> None:
     """The trace names what was read in its order; a plan of it is fetched before anybody reads."""
     path = mount(node, root, "--start")
     wanted = ["lib/m010.py", "big", "lib/m100.py"]
@@ -220,7 +192,7 @@ def test_a_start_is_traced_and_the_next_one_is_prefetched(image: Image, root: Pa
     assert node.status()["chains"][0]["misses"] == 0
 
 
-def test_the_page_cache_is_warmed_along_the_plan(image: Image, root: Path) -> None:
+def test_the_page_cache_is_warmed_along_the_plan(image: SampleImage, root: Path) -> None:
     """The kernel has the plan's bytes before anybody reads; such a start is not learned from."""
     chunks = ChunkMap.open(image.proxy.chains[str(image.chain)][1].chunk_map)
     plan = tuple(chunks.id_at(n).hex() for n in range(40, 60))
@@ -235,7 +207,7 @@ def test_the_page_cache_is_warmed_along_the_plan(image: Image, root: Path) -> No
     assert not image.proxy.traces
 
 
-def test_without_a_daemon_a_mount_brings_its_own(image: Image, root: Path) -> None:
+def test_without_a_daemon_a_mount_brings_its_own(image: SampleImage, root: Path) -> None:
     """For a look into an image: one daemon for one mount, gone without a trace after the umount."""
     environment = {
         **os.environ,
@@ -271,7 +243,7 @@ def test_without_a_daemon_a_mount_brings_its_own(image: Image, root: Path) -> No
     assert not list((root / "run" / "mounts").iterdir())
     assert not list((root / "data" / "mounts").iterdir())
     assert "not mounted by" in command("umount", str(target), fails=True)
-    assert "no such image" in command("mount", "other:1", str(target), fails=True)
+    assert "no such image" in command("mount", "absent:1", str(target), fails=True)
     assert not list((root / "run" / "mounts").iterdir())
 
 
@@ -280,7 +252,7 @@ def test_without_a_daemon_a_mount_brings_its_own(image: Image, root: Path) -> No
     done="kill -9 of one after the other",
     promised="readers notice nothing",
 )
-def test_a_lost_holder_is_replaced(image: Image, root: Path, node: Node) -> None:
+def test_a_lost_holder_is_replaced(image: SampleImage, root: Path, node: Node) -> None:
     """Somebody kills the process that keeps the FUSE mount: readers notice nothing, and another one keeps it."""
     path = mount(node, root)
     first = node.status()["holder"]
@@ -297,7 +269,7 @@ def test_a_lost_holder_is_replaced(image: Image, root: Path, node: Node) -> None
     done="kill -9 of both",
     promised="**not survived** by what is mounted, which the log names; new containers get a new mount",
 )
-def test_a_lost_fuse_mount_is_made_anew(image: Image, root: Path, node: Node) -> None:
+def test_a_lost_fuse_mount_is_made_anew(image: SampleImage, root: Path, node: Node) -> None:
     """Daemon and holder killed together: the next daemon mounts everything anew, on fresh ground."""
     path = mount(node, root)
     holder = node.status()["holder"].rpartition(" ")[2].rstrip(")")
@@ -318,7 +290,7 @@ def test_a_lost_fuse_mount_is_made_anew(image: Image, root: Path, node: Node) ->
     done="umount --force",
     promised="the daemon says why and ends, the next one mounts anew",
 )
-def test_a_fuse_mount_that_is_pulled_away_ends_the_daemon(image: Image, root: Path, node: Node) -> None:
+def test_a_fuse_mount_that_is_pulled_away_ends_the_daemon(image: SampleImage, root: Path, node: Node) -> None:
     """It says why and ends with 1, for its supervisor to start it anew."""
     mount(node, root)
     run("umount", "--force", "--lazy", node.run_dir / "devices")
@@ -331,7 +303,7 @@ def test_a_fuse_mount_that_is_pulled_away_ends_the_daemon(image: Image, root: Pa
     node.command("umount", root / "mnt")
 
 
-def test_the_metrics_tell_of_fetches_and_proxies(image: Image, root: Path) -> None:
+def test_the_metrics_tell_of_fetches_and_proxies(image: SampleImage, root: Path) -> None:
     """Where a port is set."""
     port = free_port()
     with Node(root / "n", [image.proxy.url], extra_settings="") as node:

@@ -8,22 +8,18 @@ import hashlib
 import json
 import math
 import os
-import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes.layers import Content, directory, hardlink, layers, symlink
-from fakes.node_api import FakeProxy
 from harness.fault_rows import Seen
-from harness.mounts import mount_points_below, unmount_all_below
+from harness.mounts import mount_points_below
 from harness.node import Node
 from harness.processes import run
+from harness.sample_image import SampleImage, drop_caches, short_directory, sums
 from harness.waiting import until
 
 from fastpull.cache.digest import chunk_id
@@ -41,55 +37,26 @@ pytestmark = [
 BIG = 6 << 20
 
 
-class Image:
-    """Small files and a big one, and the checksums that a reader must find."""
-
-    def __init__(self) -> None:
-        rng = random.Random(7)
-        content = Content(40_000)
-        self.files = {f"lib/m{n:03}.py".encode(): rng.randbytes(rng.randrange(20_000)) for n in range(60)}
-        self.files[b"big"] = rng.randbytes(BIG)
-        entries = [directory(b"lib"), *(content.file(path, data) for path, data in self.files.items())]
-        entries += [symlink(b"usr", b"lib"), hardlink(b"lib/same.py", b"lib/m000.py")]
-        self.files[b"lib/same.py"] = self.files[b"lib/m000.py"]
-        self.proxy = FakeProxy()
-        self.chain = self.proxy.add_image("demo:1", layers(entries), content.chunks)
-        other = Content(40_000)
-        self.other = self.proxy.add_image("other:1", layers([], [other.file(b"hello", b"other\n")]), other.chunks)
-
-    def sums(self) -> str:
-        """As ``sha256sum`` prints them, sorted by path."""
-        return "".join(
-            f"{hashlib.sha256(data).hexdigest()}  ./{path.decode()}\n" for path, data in sorted(self.files.items())
-        )
-
-
 @pytest.fixture
-def image() -> Iterator[Image]:
-    image = Image()
+def image() -> Iterator[SampleImage]:
+    image = SampleImage(small_files=60, big_bytes=BIG)
     with image.proxy.in_thread():
         yield image
 
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="fpp-", dir="/tmp"))  # short: unix sockets end after 107 bytes
-    yield path
-    unmount_all_below(path)
-    shutil.rmtree(path)
+    with short_directory() as path:
+        yield path
 
 
 @pytest.fixture
-def node(image: Image, root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+def node(image: SampleImage, root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     monkeypatch.setenv("FASTPULL_NODE__DRIVER", "fuse")
     settings = "[trace]\nsettle_seconds = 0.5\n[fetch]\nretry_seconds = 60.0\n"
     with Node(root / "n", [image.proxy.url], extra_settings=settings) as node:
         yield node
         print(node.process.log_tail())  # for who looks into a failure
-
-
-def sums(path: Path) -> str:
-    return run("sh", "-c", "find . -type f | LC_ALL=C sort | xargs sha256sum", cwd=path, seconds=120)
 
 
 def children(node: Node) -> list[int]:
@@ -111,11 +78,7 @@ def mount(node: Node, root: Path, image: str = "demo:1", name: str = "mnt") -> P
     return root / name
 
 
-def drop_caches() -> None:
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")
-
-
-def test_a_mounted_image_reads_as_it_was_built(image: Image, node: Node, root: Path) -> None:
+def test_a_mounted_image_reads_as_it_was_built(image: SampleImage, node: Node, root: Path) -> None:
     """Every byte, no chunk fetched twice; what is local needs no daemon. In the end nothing is left."""
     path = mount(node, root)
     assert sums(path) == image.sums()
@@ -147,7 +110,7 @@ def test_a_mounted_image_reads_as_it_was_built(image: Image, node: Node, root: P
     assert list((node.run_dir / "portable").iterdir()) == []
 
 
-def test_a_start_is_traced_whoever_answers(image: Image, node: Node, root: Path) -> None:
+def test_a_start_is_traced_whoever_answers(image: SampleImage, node: Node, root: Path) -> None:
     """Also what the process reads out of the store by itself, and what was read before the start; in order."""
     path = mount(node, root)
     assert sums(path) == image.sums()
@@ -171,7 +134,7 @@ def test_a_start_is_traced_whoever_answers(image: Image, node: Node, root: Path)
     done="2 times kill -9",
     promised="the right sum",
 )
-def test_a_reader_survives_the_daemon(image: Image, node: Node, root: Path, seen: Seen) -> None:
+def test_a_reader_survives_the_daemon(image: SampleImage, node: Node, root: Path, seen: Seen) -> None:
     """kill -9 in the middle of a read of what is not here: the right bytes, later."""
     path = mount(node, root)
     proxy = image.proxy
@@ -199,7 +162,7 @@ def test_a_reader_survives_the_daemon(image: Image, node: Node, root: Path, seen
     done="kill -9",
     promised="**not survived** (pyfuse3 has no take-over): an error at once; the next user gets a new mount",
 )
-def test_a_process_that_dies_is_replaced(image: Image, node: Node, root: Path) -> None:
+def test_a_process_that_dies_is_replaced(image: SampleImage, node: Node, root: Path) -> None:
     """Its users get an error at once; the daemon says so, cleans up, and the next user has a mount that works."""
     path = mount(node, root)
     other = mount(node, root, "other:1", "other")
@@ -234,7 +197,7 @@ def test_a_process_that_dies_is_replaced(image: Image, node: Node, root: Path) -
     done="96 readers killed while they wait",
     promised="the process goes on and loses no worker",
 )
-def test_readers_that_are_killed_leave_no_trace(image: Image, node: Node, root: Path) -> None:
+def test_readers_that_are_killed_leave_no_trace(image: SampleImage, node: Node, root: Path) -> None:
     """A request that its caller takes back, at whatever moment, neither stops the process nor wears it out."""
     path = mount(node, root)
     (child,) = children(node)
@@ -270,7 +233,7 @@ def cmdline(pid: int) -> bytes:
     promised="an error of that read alone",
 )
 def test_bytes_that_can_not_be_had_are_an_error_of_that_read(
-    image: Image, root: Path, monkeypatch: pytest.MonkeyPatch
+    image: SampleImage, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """EIO after the time that the settings give, and no other read waits for it; later the same read works."""
     monkeypatch.setenv("FASTPULL_NODE__DRIVER", "fuse")
@@ -290,7 +253,9 @@ def test_bytes_that_can_not_be_had_are_an_error_of_that_read(
         node.command("umount", path)
 
 
-def test_drivers_may_change_under_what_is_mounted(image: Image, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drivers_may_change_under_what_is_mounted(
+    image: SampleImage, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What EROFS has mounted goes on when the settings say "fuse", and the other way round; stop ends both."""
     monkeypatch.setenv("FASTPULL_NODE__DRIVER", "auto")
     with Node(root / "n", [image.proxy.url]) as node:
@@ -317,7 +282,7 @@ def test_drivers_may_change_under_what_is_mounted(image: Image, root: Path, monk
         until(lambda: not children(node), "stop ends the processes too")
 
 
-def test_the_doctor_sees_what_is_there(image: Image, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_sees_what_is_there(image: SampleImage, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a daemon and a proxy it has little to say; without, it says what to do, and exits with 1."""
     monkeypatch.setenv("FASTPULL_NODE__DRIVER", "fuse")
     with Node(root / "n", [image.proxy.url]) as node:
