@@ -10,7 +10,7 @@ import lmdb
 from fastpull.cache.digest import ChunkId
 from fastpull.cache.errors import ChunkCorruptError
 from fastpull.cache.records import ENCODINGS, ENTRY, ENTRY_VERSION, unpack_entry
-from fastpull.cache.segments import Segments
+from fastpull.cache.segments import FAULT_AROUND, Segments
 from fastpull.cache.spans import joined
 from fastpull.cache.store import StoredChunk
 
@@ -57,7 +57,7 @@ class LmdbView:
             version, encoding, length, size, segment, offset, _ = ENTRY.unpack(entry)
             maps = self._maps
             data = maps[segment][offset : offset + length]
-            maps.viewed_bytes += length
+            maps.viewed_bytes += length + FAULT_AROUND
             if version == ENTRY_VERSION and len(data) == length:
                 # Twice as fast as the constructor of a NamedTuple, on the hottest line of the node.
                 return _new_tuple(StoredChunk, (ENCODINGS[encoding], size, data))

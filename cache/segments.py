@@ -20,6 +20,7 @@ _IOV_MAX = 1024
 _SUFFIX = ".chunks"
 _SCRATCH_BYTES = 1 << 20
 _AHEAD_BYTES = 256 << 10  # the kernel cuts one request to what its device takes at once
+FAULT_AROUND = 64 << 10  # of the page cache are mapped by one fault: a file of 2 KiB makes so much resident
 _RESIDENT_BYTES = 32 << 20
 _ONE_BYTE = bytearray(1)
 
@@ -53,12 +54,12 @@ class Appender:
 class SegmentMaps(dict[int, memoryview]):
     """The bytes of each segment, mapped when first asked for.
 
-    Whoever reads adds to ``viewed_bytes`` and calls ``keep_small`` now and then.
+    Whoever reads adds what he reads, and ``FAULT_AROUND`` each time, to ``viewed_bytes``, and calls ``keep_small``.
     """
 
     def __init__(self, open_segment: Callable[[int], int]) -> None:
         super().__init__()
-        self.viewed_bytes = 0  # at most what became resident since the last release, but for the kernel's fault-around
+        self.viewed_bytes = 0  # at least what became resident since the last release
         self._open = open_segment
 
     def __missing__(self, number: int) -> memoryview:
