@@ -221,25 +221,37 @@ class Scrubs:
 
     def __init__(self, checks: Sequence[Check]) -> None:
         self._checks = checks
-        self._is_running = False
+        self._running: asyncio.Task[None] | None = None
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """The process is about to end: what runs breaks off, and nothing begins any more."""
+        self._is_stopped = True
+        if self._running is not None:
+            self._running.cancel()
 
     async def states(self, rate: int, *, every: float = 0.5) -> AsyncGenerator[ScrubState, None]:
-        """Scrub, and yield how far it is every so many seconds; the last state is ``done``.
+        """Scrub, and yield how far it is every so many seconds; the last state is ``done``, unless ``stop`` was called.
 
         Who closes the iterator ends the scrub. Raise ``ScrubRunningError``.
         """
-        if self._is_running:
+        if self._running is not None:
             raise ScrubRunningError
-        self._is_running = True
         tasks = Tasks()
+        scrub = Scrub(self._checks, rate)
+        task = self._running = tasks.spawn(scrub.run(), name="scrub")
         try:
-            scrub = Scrub(self._checks, rate)
-            task = tasks.spawn(scrub.run(), name="scrub")
-            while not task.done():
-                yield scrub.state()
-                await asyncio.wait([task], timeout=every)
-            task.result()
             yield scrub.state()
+            while not self._is_stopped:
+                await asyncio.wait([task], timeout=every)
+                if task.cancelled():
+                    return
+                has_ended = task.done()  # not asked again: it may end while whoever iterates has the state
+                if has_ended:
+                    task.result()
+                yield scrub.state()
+                if has_ended:
+                    return
         finally:
-            self._is_running = False
+            self._running = None
             await tasks.aclose()

@@ -94,6 +94,7 @@ class Control:
             path.chmod(0o600)
             yield path
         finally:
+            self._node.scrubs.stop()  # else its answer would be waited for
             await runner.cleanup()
             path.unlink(missing_ok=True)
 

@@ -62,6 +62,7 @@ def build_app(settings: ProxySettings) -> web.Application:
 
 async def _let_waiters_go(app: web.Application) -> None:
     app[SERVICES].ingest.stop_waiting()
+    app[SERVICES].scrubs.stop()
 
 
 async def open_services(settings: ProxySettings, stack: AsyncExitStack) -> Services:

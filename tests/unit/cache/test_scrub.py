@@ -109,6 +109,17 @@ async def test_one_at_a_time_and_who_leaves_ends_it() -> None:
         assert (await anext(states)).stage == "running"
 
 
+async def test_the_end_of_the_process_breaks_it_off() -> None:
+    """At once, without a result, and none begins any more."""
+    scrubs = Scrubs([FakeCheck(10**9)])
+    seen = []
+    async for state in scrubs.states(1, every=60.0):
+        seen.append(state.stage)
+        scrubs.stop()
+    assert seen == ["running"]
+    assert [state.stage async for state in scrubs.states(0)] == ["running"]
+
+
 async def test_the_last_state_is_done() -> None:
     states = [state async for state in Scrubs([FakeCheck(5)]).states(0, every=0.01)]
     assert states[-1].stage == "done"
