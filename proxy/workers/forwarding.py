@@ -80,7 +80,8 @@ class Leader:
                 return refusal(request.path, "this proxy's first process does not answer")
             if heard is not None:
                 heard(answer.status, answer.headers)
-            if request.method != "HEAD" and (length := answer.content_length) is not None:
+            has_body = request.method != "HEAD" and answer.status not in (204, 304)
+            if has_body and (length := answer.content_length) is not None:
                 return await _pass_back(request, answer, length)
             return await _pass_back_in_pieces(request, answer)
 

@@ -37,6 +37,8 @@ class PlayedLeader:
                 return await self._hang()
             case "endless":
                 return await self._endless(request)
+            case "unchanged":
+                return web.Response(status=304, headers={"ETag": '"x"'})
             case "pieces":
                 return await self._pieces(request)
         self.seen.append((request.method, request.raw_path, list(request.headers.items()), await request.read()))
@@ -145,6 +147,11 @@ async def test_head(follower: Follower, leader: PlayedLeader) -> None:
         assert answer.status == 203
         assert answer.headers["Content-Length"] == "1000"
     assert leader.seen[0][0] == "HEAD"
+
+
+async def test_an_answer_without_a_body(follower: Follower) -> None:
+    async with follower.client.get(f"{follower.url}/v1/unchanged") as answer:
+        assert (answer.status, answer.headers["ETag"], await answer.read()) == (304, '"x"', b"")
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
