@@ -123,7 +123,8 @@ class Mounted:
         """Wait until everything is in the node cache: chunks are stored behind the backs of their readers."""
 
         def all_local() -> bool:
-            return all(chain["local_chunks"] == chain["chunks"] for chain in self._chains())
+            (chain,) = self._chains()
+            return bool(chain["local_chunks"] == chain["chunks"])
 
         if self.is_lazy:
             until(all_local, "everything is in the node cache", seconds=LOCAL_SECONDS, every=2.0)

@@ -138,6 +138,7 @@ def measure(report: Report, args: argparse.Namespace) -> None:
                 stacks[name] = stack.enter_context(parts)
             image = first.registry.push(Image(layout, "v1", manifest_digest="", layers=()), "load/ai:v1")
             chain = top_chain(layout)
+            first.proxy.warm(image, seconds=3600)  # else containerd may have to unpack it for our snapshotter too
 
             def mount(parts: Stack, snapshotter: str, at: str) -> Mounted:
                 return stack.enter_context(mounted(parts, image, chain, snapshotter, directory / at))
