@@ -40,8 +40,8 @@ e2e: install  ## tests with real containerd, FUSE and EROFS (root)
 	$(PY) -m pytest tests/e2e
 
 faults: install  ## the fault matrix: run its tests, write what they saw into README.md (root)
-	$(PY) -m pytest tests --fault-table .stamps/faults.json
-	$(PY) tests/tools/fault_table.py .stamps/faults.json --write README.md
+	@$(PY) -m pytest tests --fault-table .stamps/faults.json; outcome=$$?; \
+	$(PY) tests/tools/fault_table.py .stamps/faults.json --write README.md; exit $$outcome
 
 check: lint types unit  ## everything unprivileged
 
