@@ -17,6 +17,7 @@ from harness.fault_rows import Seen
 from harness.oci import Image, OciLayout, directory, file
 from harness.proxy import Proxy
 from harness.registry import Registry
+from harness.waiting import until
 
 from fastpull.cache.digest import Digest
 from fastpull.cache.tables import Database
@@ -224,24 +225,24 @@ def test_a_newer_version_is_left_alone(held: Held) -> None:
     assert "version 99" in outcome["notes"][0]
 
 
-def test_it_keeps_its_pace_and_tells_how_far_it_is(held: Held) -> None:
-    """Without a terminal: the result as lines; one scrub at a time; who is interrupted ends it."""
+def test_one_scrub_at_a_time(held: Held) -> None:
+    """The second is told so; when whoever asked for the first has left, there is room for another."""
     command = [sys.executable, "-P", "-m", "fastpull.proxy", "scrub", "--proxy", held.proxy.url]
-    slow = subprocess.Popen([*command, "--rate", "1kB/s"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        refused = None
-        while refused is None or refused.returncode == 0:  # until the slow one has begun
-            refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    request = urllib.request.Request(f"{held.proxy.url}/v1/scrub?rate=1000", b"")  # takes minutes
+    with urllib.request.urlopen(request, timeout=60) as first:
+        assert json.loads(first.readline())["stage"] == "running"
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert refused.returncode == 1
         assert "a scrub is running already" in refused.stderr
-        assert slow.poll() is None, "a kilobyte a second takes minutes"
-    finally:
-        slow.kill()
-        slow.communicate()
-    done = None
-    while done is None or done.returncode:  # until the proxy has noticed
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    done = until(lambda: finished(command), "the proxy has noticed")
     assert done.stdout.splitlines()[-1] == "all is right"
     assert "chunks: " in done.stdout
+
+
+def finished(command: list[str]) -> subprocess.CompletedProcess[str] | None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return None if done.returncode else done
 
 
 def first_chunks(held: Held) -> list[str]:
