@@ -119,6 +119,14 @@ class Mounted:
         lines = run_container(self.stack.containerd, self.image, self.snapshotter)
         return lines[READY][0] - lines[STARTED][0]
 
+    def first_start(self) -> None:
+        """As on every node that has run the image before: what a start reads is known to the proxy."""
+        self.start()
+        if self.is_lazy:
+            node = self.stack.node
+            until(lambda: json.loads(node.command("report", "--json"))["ended_by"], "the start has settled", every=2.0)
+            until(lambda: not node.status()["traces_waiting"], "the trace is sent")
+
     def until_local(self) -> None:
         """Wait until everything is in the node cache: chunks are stored behind the backs of their readers."""
 
