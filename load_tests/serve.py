@@ -4,7 +4,12 @@ Each server has one core, the client the other; the same file, the same client, 
 A case's value is the median over the rounds of the ratio within a round, so that what else the machine does
 falls on both sides. Cold blobs come over a link of 1 Gbit/s that all connections share, and over bare loopback.
 
-    .venv/bin/python load_tests/serve.py [--json FILE] [--rounds N]
+``workers_scale_2``: ranges of 256 KiB a second with ``listen.workers = 2`` over those with one. The client needs
+half as much of a core as the server does, so on a machine of two cores two busy workers and their client would
+share them, and the ratio would tell of the machine. So each worker is held to a share of a core (cgroups), and the
+client has the rest; where that is not allowed, the case is left out. ``--only-workers`` measures nothing else.
+
+    .venv/bin/python load_tests/serve.py [--json FILE] [--rounds N] [--only-workers] [--workers N]
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -22,8 +28,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from core_share import held
 from harness.processes import OwnedProcess, accepts, free_port
 from harness.proxy import Proxy
+from harness.waiting import until
 from http_load import Load, load, range_requests, request
 from report import Report, main
 
@@ -31,6 +39,8 @@ SIZE = 256 * 2**20
 KIB = 1024
 LINK_BYTES_PER_SECOND = 125e6
 SERVER_CORE, CLIENT_CORE = "0", 1
+ALL_CORES = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+WORKER_SHARE = 0.4  # of a core, for each worker
 
 RANGES = [(64 * KIB, 1, 3000), (64 * KIB, 16, 8000), (64 * KIB, 128, 8000)]
 RANGES += [(256 * KIB, 1, 2000), (256 * KIB, 16, 6000), (256 * KIB, 128, 6000)]
@@ -97,12 +107,13 @@ def running(process: OwnedProcess, port: int) -> Iterator[None]:
 
 
 @contextmanager
-def ours(root: Path, upstream_port: int) -> Iterator[Proxy]:
-    """``fastpull-proxy serve``, all caches empty."""
+def ours(root: Path, upstream_port: int, *, workers: int = 0) -> Iterator[Proxy]:
+    """``fastpull-proxy serve``, all caches empty, on the server's core; with a number of workers on all cores."""
     shutil.rmtree(root, ignore_errors=True)
-    settings = f'[ingest]\ntrigger = "on-warm"\n[upstreams."r.test"]\nurl = "http://127.0.0.1:{upstream_port}"\n'
+    settings = f"workers = {workers or 1}\n"
+    settings += f'[ingest]\ntrigger = "on-warm"\n[upstreams."r.test"]\nurl = "http://127.0.0.1:{upstream_port}"\n'
     proxy = Proxy(root, [], extra_settings=settings)
-    proxy.process.args[:0] = ["taskset", "-c", SERVER_CORE]
+    proxy.process.args[:0] = ["taskset", "-c", ALL_CORES if workers else SERVER_CORE]
     with proxy:
         yield proxy
 
@@ -161,6 +172,38 @@ def measure_cold(report: Report, rounds: int, case: str, root: Path, path: str, 
     report.add(case, statistics.median(ratios), "time ratio", at_most=1.1)
 
 
+def measure_workers(report: Report, rounds: int, root: Path, path: str, upstream_port: int, workers: int) -> None:
+    """Requests a second over those of one worker, every worker held to the same share of a core."""
+    target = f"{path}?ns=r.test"
+    requests = range_requests(target, "x", SIZE, 256 * KIB)
+
+    def run(processes: int) -> Load:
+        with ours(root / "workers", upstream_port, workers=processes) as proxy:
+            load(proxy.port, [request(target, "x")], connections=1, count=1)
+            until(lambda: len(serving(proxy)) == processes, "all workers serve")
+            for _ in range(8):  # each worker has its first request for the blob behind it
+                load(proxy.port, requests, connections=16, count=64)
+            with held(serving(proxy), WORKER_SHARE):
+                return load(proxy.port, requests, connections=32, count=3000 * processes)
+
+    try:
+        runs = [(run(1), run(workers)) for _ in range(rounds)]
+    except PermissionError as exc:
+        print(f"workers_scale_{workers} is left out: {exc}")
+        return
+    ratio = statistics.median(several.per_second / one.per_second for one, several in runs)
+    report.add("range_256k_rps_workers_1", max(one.per_second for one, _ in runs), "1/s")
+    report.add(f"range_256k_rps_workers_{workers}", max(several.per_second for _, several in runs), "1/s")
+    report.add(f"workers_scale_{workers}", ratio, "ratio", at_least=0.8 * workers)
+
+
+def serving(proxy: Proxy) -> list[int]:
+    """The pids of the processes that serve, as the proxy's log tells."""
+    first = int((proxy.root / "data" / "lock").read_text())
+    further = re.findall(r"serving process \d+ is there, pid (\d+)", proxy.process.log.read_text())
+    return [first, *map(int, further)]
+
+
 def measure(report: Report, args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="fastpull-serve-") as name, ExitStack() as stack:
         root = Path(name)
@@ -177,6 +220,9 @@ def measure(report: Report, args: argparse.Namespace) -> None:
         (root / "nginx").mkdir()
         ports = {"nginx": stack.enter_context(nginx(root / "nginx", blob, digest))}
         ports["docker-registry"] = stack.enter_context(docker_registry(root / "registry", blob, digest))
+        measure_workers(report, args.rounds, root, path, ports["nginx"], args.workers)
+        if args.only_workers:
+            return
         os.sched_setaffinity(0, {CLIENT_CORE})
         measure_cold(report, args.rounds, "cold_blob_overhead", root, path, port)
         measure_cold(report, args.rounds, "cold_blob_overhead_loopback", root, path, ports["nginx"])
@@ -189,4 +235,6 @@ def measure(report: Report, args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2, help="of the case workers_scale_N")
+    parser.add_argument("--only-workers", action="store_true", help="measure only that case")
     main("Serving blobs: /v2 beside nginx and docker-registry", measure, parser)
