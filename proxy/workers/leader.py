@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -55,15 +55,10 @@ class Followers:
         self._tasks = Tasks()
         self._running: dict[int, asyncio.subprocess.Process] = {}
         self._stop = asyncio.Event()
-        self._stack = ExitStack()
 
     async def __aenter__(self) -> Self:
         """Open the door and start them. Raise ``OSError``."""
-        folder = door.prepare(self._settings.data_dir)
-        path = self._stack.enter_context(door.short_path(folder))
-        site = web.UnixSite(self._runner, path, backlog=_BACKLOG)
-        await site.start()
-        (folder / door.NAME).chmod(0o600)
+        await self._open_door()
         for number in range(1, self._count + 1):
             _ = self._tasks.spawn(self._keep(number), name=f"serving process {number}")
         return self
@@ -76,7 +71,6 @@ class Followers:
         for process in list(self._running.values()):
             await _ended(process, until - asyncio.get_running_loop().time())
         await self._tasks.aclose()
-        self._stack.close()
 
     @property
     def pids(self) -> list[int]:
@@ -89,6 +83,12 @@ class Followers:
         for process in self._running.values():
             assert process.stdin is not None
             process.stdin.close()
+
+    async def _open_door(self) -> None:
+        folder = door.prepare(self._settings.data_dir)
+        with door.short_path(folder) as path:
+            await web.UnixSite(self._runner, path, backlog=_BACKLOG).start()
+        (folder / door.NAME).chmod(0o600)
 
     async def _keep(self, number: int) -> None:
         """Run one follower after the other, until the leader stops."""
@@ -108,6 +108,9 @@ class Followers:
             await asyncio.sleep(pause)
 
     async def _run_one(self, number: int) -> str:
+        if not (door.directory(self._settings.data_dir) / door.NAME).exists():
+            log.error("the socket for further processes was removed; it is made anew")
+            await self._open_door()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", _MODULE),
             stdin=asyncio.subprocess.PIPE,

@@ -299,6 +299,28 @@ async def test_followers_know_no_secrets_and_the_door_is_private(
         assert SECRET not in proxy.process.log.read_text()
 
 
+async def test_a_removed_socket_is_made_anew(tmp_path: Path) -> None:
+    """Whoever cleans up in the data directory costs an answer, not the service."""
+    async with FakeRegistry() as registry:
+        registry.add_image("app", "v1", BLOB)
+        proxy = Proxy(tmp_path, [], extra_settings=settings(registry.url, 2))
+        url = f"{proxy.url}/v2/app/manifests/v1?ns={NAME}"
+        socket = tmp_path / "data" / "workers" / "leader.sock"
+        async with running(proxy, 2):
+            socket.unlink()
+            [first] = workers_of(proxy)
+
+            async def until_replaced() -> None:
+                while first in workers_of(proxy):  # by and by more at once than it has connections open
+                    await asyncio.gather(*(get(url) for _ in range(16)), return_exceptions=True)
+
+            async with asyncio.timeout(60):
+                await until_replaced()
+            await until(lambda: figure(proxy, "fastpull_proxy_workers") == 1, "another one serves")
+            assert [(await get(url))[0] for _ in range(12)] == [200] * 12
+            assert stat.S_IMODE(socket.stat().st_mode) == 0o600
+
+
 async def test_each_request_is_logged_once_with_the_clients_address(tmp_path: Path) -> None:
     async with FakeRegistry() as registry:
         digest = registry.add_blob(BLOB)
