@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _REPORT_SECONDS = 1.0
 _MAX_SETUP_BYTES = 2**20
+_MAX_DESCRIPTORS = 2**20
 
 
 class FollowerRunner(web.AppRunner):
@@ -191,6 +192,7 @@ def _read_exactly(read: Callable[[int], bytes], size: int) -> bytes:
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the leader's to handle
+    os.closerange(3, _MAX_DESCRIPTORS)  # LMDB leaves one of the leader's open over exec, and that may write
     output = os.dup(1)
     os.dup2(2, 1)  # whatever some library prints must not end up among the reports
     setup = _read_setup(0)

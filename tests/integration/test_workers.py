@@ -293,6 +293,7 @@ async def test_followers_know_no_secrets_and_the_door_is_private(
             [pid] = workers_of(proxy)
             for name in ("cmdline", "environ"):
                 assert SECRET.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
+            assert not any(f"{tmp_path}/data/tables" in link for link in links(pid)), "the leader's database"
             folder = tmp_path / "data" / "workers"
             assert stat.S_IMODE(folder.stat().st_mode) == 0o700
             assert stat.S_IMODE((folder / "leader.sock").stat().st_mode) == 0o600
