@@ -6,6 +6,7 @@ killed at any point leaves an index that is right. Bytes on disk: ``records.py``
 
 from __future__ import annotations
 
+import mmap
 import re
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -15,6 +16,8 @@ import lmdb
 from fastpull.cache.digest import ChunkId
 from fastpull.cache.disk_space import allocate
 from fastpull.cache.environment import open_environment, translated
+from fastpull.cache.errors import IndexDamagedError
+from fastpull.cache.fault_in import fault_in
 from fastpull.cache.power_loss import UnflushedMarker
 from fastpull.cache.records import (
     FREED,
@@ -76,7 +79,11 @@ class ChunkIndex:
 
     @classmethod
     def open(cls, path: Path, *, map_bytes: int, marker: UnflushedMarker | None) -> Self:
-        """With a ``marker``, commits are not flushed, and it is set while that is so."""
+        """With a ``marker``, commits are not flushed, and it is set while that is so.
+
+        Raise ``IndexDamagedError`` also where the disk can not give all of it: later that would be SIGBUS.
+        """
+        _check_readable(path / "data.mdb")
         sync = marker is None
         environment = open_environment(path, map_bytes=map_bytes, databases=len(_DATABASES), sync=sync)
         try:
@@ -145,3 +152,18 @@ class ChunkIndex:
         self.environment.reader_check()
         seen = [int(number) for number in _READER.findall(self.environment.readers())]
         return min(seen, default=None)
+
+
+def _check_readable(file: Path) -> None:
+    """Have every page read, of which LMDB would touch one or the other. In the page cache: 40 us for each MiB.
+
+    A process that died because it touched a page that the disk can not give thus does not die again and again.
+    """
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            with memoryview(mapped) as view:
+                fault_in((view,))
+    except (FileNotFoundError, ValueError):  # a new one, or empty
+        return
+    except OSError as exc:
+        raise IndexDamagedError(f"{file}: the disk can not give it ({exc.strerror})") from exc

@@ -17,7 +17,6 @@ from pathlib import Path
 import msgspec
 
 from fastpull.cache.digest import ChunkId, Digest
-from fastpull.cache.lmdb_store import LmdbChunkStore
 from fastpull.cache.scrub import Scrubs
 from fastpull.cache.tables import Database
 from fastpull.cache.tasks import Tasks
@@ -38,6 +37,7 @@ from fastpull.fuse_client.fetch.fetcher import Fetcher
 from fastpull.fuse_client.fetch.keeper import Keeper
 from fastpull.fuse_client.fetch.queue import FetchQueue, Limits
 from fastpull.fuse_client.node import Node, node_name
+from fastpull.fuse_client.node_cache import open_cache
 from fastpull.fuse_client.portable.children import Children
 from fastpull.fuse_client.portable.server import SOCKET_NAME, PortableServer
 from fastpull.fuse_client.prefetch import Prefetcher
@@ -87,9 +87,7 @@ async def open_node(settings: NodeSettings, *, snapshotter: bool = True) -> Asyn
         children_server = PortableServer()
         children_server.on_hangup = portable.look
 
-        # Not durable commit by commit: a cache may lose what came last, and a start must not wait for the disk.
-        quota = int(settings.cache.max_bytes)
-        store = LmdbChunkStore.open(settings.root / "cache", quota_bytes=quota, durable=False)
+        store, store_failure = open_cache(settings.root / "cache", int(settings.cache.max_bytes))
         stack.callback(store.close)
         writer = await stack.enter_async_context(Writer())
         client = await stack.enter_async_context(ProxyClient.open(settings))
@@ -177,6 +175,7 @@ async def open_node(settings: NodeSettings, *, snapshotter: bool = True) -> Asyn
             driver_reason=choice.reason,
             portable=portable,
             store=store,
+            store_failure=store_failure,
             writer=writer,
             client=client,
             queue=queue,

@@ -76,6 +76,9 @@ class NodeCollector(Collector):
             yield GaugeMetricFamily(PREFIX + name, text + " that are mounted now", value=value)
         cache = status.cache
         yield GaugeMetricFamily(PREFIX + "cache_bytes", "Bytes of chunks in the node cache", value=cache.live_bytes)
+        yield GaugeMetricFamily(
+            PREFIX + "cache_failing", "Whether chunks are not stored now", value=float(bool(cache.failure))
+        )
         yield GaugeMetricFamily(PREFIX + "cache_file_bytes", "Disk used by the node cache", value=cache.file_bytes)
         yield GaugeMetricFamily(PREFIX + "cache_quota_bytes", "Limit of the node cache", value=cache.quota_bytes)
         yield GaugeMetricFamily(

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastpull.cache.errors import CacheError
-from fastpull.cache.lmdb_store import LmdbChunkStore
 from fastpull.cache.scrub import Scrubs
+from fastpull.cache.store import ChunkStore
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.writer import Writer
 from fastpull.config.node import NodeSettings
@@ -59,7 +59,7 @@ class Node:
     driver_name: str
     driver_reason: str
     portable: PortableDriver
-    store: LmdbChunkStore
+    store: ChunkStore
     writer: Writer
     client: ProxyClient
     queue: FetchQueue
@@ -74,6 +74,7 @@ class Node:
     scrubs: Scrubs
     tasks: Tasks
     snapshotter_socket: Path | None = None
+    store_failure: str = ""  # why it is only in memory
     holder_gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     # -- looking -------------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ class Node:
                 live_bytes=store.live_bytes,
                 file_bytes=store.file_bytes,
                 quota_bytes=int(store.quota_bytes),
-                failure=self.keeper.failure,
+                failure=self.store_failure or self.keeper.failure,
             ),
             proxies=tuple(
                 ProxyStatus(url=proxy.url, is_up=proxy.is_up, last_error=proxy.last_error)
@@ -148,8 +149,8 @@ class Node:
             if turn % FLUSHES_PER_LOOK == 0:
                 for device in self.chains.devices():
                     self.store.touch(device.take_used())
-            self.store.release_resident()
             try:
+                self.store.release_resident()
                 await self.writer.run(self.store.flush)
                 if turn % FLUSHES_PER_SYNC == 0:
                     # Not on the writer's thread: what is fetched meanwhile goes on being stored.

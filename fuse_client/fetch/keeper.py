@@ -56,10 +56,13 @@ class Keeper:
         return self._pending_bytes >= PENDING_BYTES
 
     def get(self, chunk: ChunkId) -> bytes | None:
-        """A chunk that is in memory."""
+        """A chunk that is in memory. One that the store did not take is offered to it again, now and then."""
         data = self._pending.get(chunk)
         if data is None and (data := self._uncached.get(chunk)) is not None:
             self._uncached.move_to_end(chunk)
+            if time.monotonic() >= self._paused_until:
+                self._uncached_bytes -= len(self._uncached.pop(chunk))
+                self.keep([(chunk, data)])
         return data
 
     def keep(self, chunks: Iterable[tuple[ChunkId, bytes]]) -> None:

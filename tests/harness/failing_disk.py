@@ -77,7 +77,8 @@ class FailingDisk:
             with suppress(IsADirectoryError, FileNotFoundError):
                 descriptor = os.open(path, os.O_RDWR)
                 try:
-                    os.fsync(descriptor)
+                    with suppress(OSError):  # an earlier write has failed, as it was told to
+                        os.fsync(descriptor)
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
                 finally:
                     os.close(descriptor)

@@ -9,13 +9,13 @@ import re
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from fakes.layers import Content, layers
 from fakes.node_api import FakeProxy
-from harness.failing_disk import FailingDisk
+from harness.failing_disk import FailingDisk, until_forgotten
 from harness.fault_rows import Seen
 from harness.node import Node
 from harness.processes import free_port, run
@@ -65,11 +65,14 @@ class MountedChain:
         return [line for line in self.node.process.log.read_text().splitlines() if about in line]
 
     def until_local(self) -> None:
+        """By reading: what the disk did not take is offered to it again when somebody wants it."""
+
         def is_local() -> bool:
+            assert self.reads()
             (chain,) = self.daemon.status(local=True).chains
             return chain.local_chunks == chain.chunks
 
-        until(is_local, "everything is in the node cache", every=0.2)
+        until(is_local, "everything is in the node cache", every=0.5)
 
 
 @contextmanager
@@ -122,3 +125,78 @@ def test_bytes_that_the_disk_does_not_give_come_from_the_proxy(root: Path, disk:
         assert chain.reads()
         assert len(chain.proxy.requests) == asked, "all of it is local again"
         seen(f"{damaged:.0f} chunks fetched anew, {lines} log lines, same daemon")
+
+
+@pytest.mark.fault(
+    "node disk: the index of the node cache can not be read",
+    done="kill -9 of the daemon, the index forgotten by the page cache, every read of the disk fails, a new daemon",
+    promised="the cache begins anew, in memory while the disk fails altogether; reads go on from the proxy. While a "
+    "daemon runs, a lost index page is SIGBUS: readers wait for the next daemon",
+)
+def test_a_cache_whose_index_is_lost_begins_anew(root: Path, disk: FailingDisk, seen: Seen) -> None:
+    """No daemon that dies at its start again and again."""
+    with mounted_chain(root, disk.path / "cache") as chain:
+        assert chain.reads()
+        chain.until_local()
+        chain.node.kill()
+        until_forgotten(disk, "cache/index/data.mdb", offset=8192)
+        with disk.failing("reads"):
+            chain.node.start()
+            assert chain.reads()
+            assert chain.metric("cache_failing") == bool(chain.log_lines("can not be opened"))
+        began_anew = bool(chain.log_lines("starting with an empty store"))
+        if chain.metric("cache_failing"):  # more than the index was lost: names, or the list of free blocks
+            chain.node.restart()
+        assert chain.reads()
+        chain.until_local()
+        seen("begun anew" if began_anew else "in memory until the next start")
+
+
+@pytest.mark.fault(
+    "node disk: full",
+    done="others fill the disk of the node cache, then leave",
+    promised="reads go on uncached, one log line and two metrics say so; cached again when there is room",
+)
+def test_a_full_disk_is_an_uncached_node(root: Path, disk: FailingDisk, seen: Seen) -> None:
+    """Begins and ends with one log line each."""
+    with mounted_chain(root, disk.path / "cache") as chain:
+        ballast = disk.path / "ballast"
+        fill(ballast)
+        assert chain.reads()
+        until(lambda: chain.metric("store_failures_total") >= 1, "the metric tells")
+        assert chain.reads()
+        lines = chain.log_lines("served uncached")
+        assert chain.daemon.status().cache.failure
+        ballast.unlink()
+        chain.until_local()
+        assert len(chain.log_lines("the node cache takes bytes again")) == len(lines) == 1
+        seen(f"{chain.metric('uncached_chunks_total'):.0f} chunks uncached, 1 log line, then all cached")
+
+
+@pytest.mark.fault(
+    "node disk: EIO on writes of the node cache",
+    done="the disk fails every write and flush, then works again",
+    promised="no wrong byte and no error; what may be lost is checked against its id again",
+)
+def test_writes_that_fail_lose_nothing_but_time(root: Path, disk: FailingDisk, seen: Seen) -> None:
+    """The kernel takes the bytes and fails later, so that nobody who wrote gets to know at once."""
+    with mounted_chain(root, disk.path / "cache") as chain:
+        with disk.failing("writes"):
+            assert chain.reads()
+            os.sync()
+            assert chain.reads()
+        asked = len(chain.proxy.requests)
+        chain.node.restart()
+        disk.forget("cache/*.chunks")
+        assert chain.reads(), "what the disk has lost is fetched anew"
+        chain.until_local()
+        seen(f"{len(chain.proxy.requests) - asked} more requests, same bytes")
+
+
+def fill(file: Path) -> None:
+    """Take every block that is left."""
+    with file.open("wb", buffering=0) as taken:
+        for piece in (1 << 20, 1024):
+            with suppress(OSError):
+                while taken.write(bytes(piece)):
+                    pass
