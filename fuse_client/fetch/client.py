@@ -82,6 +82,7 @@ class ProxyClient:
     async def chunks(self, chain: Digest, wanted: Sequence[ChunkId], attempt: int = 0) -> AsyncGenerator[Received]:
         """Stream chunks as they come, in the order of ``wanted``; None stands for one that the proxy lacks.
 
+        Later attempts have the proxy check each chunk: what is damaged there, or on a disk that fails, is replaced.
         Nothing is verified here. Raise ``ProxyProtocolError`` when the answer ends before the last chunk;
         what was yielded until then is good.
         """
@@ -90,7 +91,7 @@ class ProxyClient:
         async with self.transport.request(
             "POST",
             "/v1/chunks",
-            params={"chain": str(chain)},
+            params={"chain": str(chain), "verify": "1"} if attempt else {"chain": str(chain)},
             body=pack_ids(wanted),
             headers={"Content-Type": IDS_TYPE, "Accept-Encoding": "identity"},
             attempt=attempt,

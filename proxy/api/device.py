@@ -10,6 +10,7 @@ from aiohttp import web
 from fastpull.cache.codec import decode
 from fastpull.cache.digest import ChunkId
 from fastpull.cache.errors import ChunkCorruptError, ChunkMissingError
+from fastpull.cache.fault_in import fault_in
 from fastpull.cache.store import ChunkStore
 from fastpull.image.chunk_map import ChunkMap
 from fastpull.proxy.api.messaging import chain_of
@@ -86,8 +87,9 @@ def read_window(store: ChunkStore, chunk_map: ChunkMap, start: int, stop: int) -
                 if stored is None:
                     missing.append(piece.chunk_id)
                     continue
+                fault_in((stored.data,))  # touching what the disk can not give would kill the process
                 content = decode(stored, piece.chunk_id)
-            except ChunkCorruptError:
+            except (ChunkCorruptError, OSError):
                 damaged.append(piece.chunk_id)
                 continue
             first = max(start, piece.device_offset)
