@@ -184,7 +184,7 @@ def measure_workers(report: Report, rounds: int, root: Path, path: str, upstream
             for _ in range(8):  # each worker has its first request for the blob behind it
                 load(proxy.port, requests, connections=16, count=64)
             with held(serving(proxy), WORKER_SHARE):
-                return load(proxy.port, requests, connections=32, count=3000 * processes)
+                return load(proxy.port, requests, connections=32, count=6000 * processes)
 
     try:
         runs = [(run(1), run(workers)) for _ in range(rounds)]

@@ -8,7 +8,9 @@ import json
 import os
 import random
 import signal
+import ssl
 import stat
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -322,6 +324,54 @@ async def test_a_removed_socket_is_made_anew(tmp_path: Path) -> None:
             assert stat.S_IMODE(socket.stat().st_mode) == 0o600
 
 
+async def test_tls_ends_at_each_process(tmp_path: Path) -> None:
+    """Hits and forwarded answers over https, from both, and no follower without its certificate."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    run(
+        *(
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+        ),
+        *("-subj", "/CN=proxy", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate),
+    )
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    async with FakeRegistry() as registry:
+        digest = registry.add_blob(BLOB)
+        registry.add_image("app", "v1", BLOB)
+        tls = f'tls_certificate = "{certificate}"\ntls_key = "{key}"'
+        proxy = Proxy(tmp_path / "p", [], extra_settings=settings(registry.url, 2, tls))
+        url = proxy.url.replace("http:", "https:")
+
+        async def fetch(path: str) -> bytes:
+            connector = aiohttp.TCPConnector(ssl=trusting)
+            async with aiohttp.ClientSession(connector=connector) as client, client.get(url + path) as answer:
+                assert answer.status == 200
+                return await answer.read()
+
+        def is_there() -> bool:
+            return "serving process 1 is there" in proxy.process.log.read_text()
+
+        await asyncio.to_thread(proxy.process.start)
+        try:
+            await until(is_there, "both serve")
+            for _ in range(16):
+                assert await fetch(f"/v2/app/blobs/{digest}?ns={NAME}") == BLOB
+                assert b"layers" in await fetch(f"/v2/app/manifests/v1?ns={NAME}")
+            async with asyncio.timeout(30):
+                while b'worker_answers_total{worker="1"}' not in await fetch("/metrics"):
+                    await fetch(f"/v2/app/blobs/{digest}?ns={NAME}")
+        finally:
+            await asyncio.to_thread(proxy.process.stop)
+
+
 async def test_each_request_is_logged_once_with_the_clients_address(tmp_path: Path) -> None:
     async with FakeRegistry() as registry:
         digest = registry.add_blob(BLOB)
@@ -368,6 +418,26 @@ def test_skopeo_and_chunks_through_two_processes(tmp_path: Path) -> None:
             warmed = proxy.warm(f"{NAME}/team/app:v1")
             asyncio.run(ask_for_chunks(proxy, warmed["chain_id"]))
             assert proxy.get("/v1/status")["ready"]
+            digest = next(path.name for path in (tmp_path / "one").iterdir() if path.stat().st_size > 2_000_000)
+            url = f"{proxy.url}/v2/team/app/blobs/sha256:{digest}?ns={NAME}"
+            assert upstream_blobs(registry, url) == []
+            run(sys.executable, "-P", "-m", "fastpull.proxy", "purge", "--proxy", proxy.url, f"{NAME}/team/app:v1")
+            assert f"sha256:{digest}" in upstream_blobs(registry, url)
+
+
+def upstream_blobs(registry: Registry, url: str) -> list[str | None]:
+    """What the registry was asked for while a dozen connections each got the blob."""
+    with registry.watched() as requests:
+        sizes = asyncio.run(sizes_of(url, 12))
+    assert len(sizes) == 1, "each answer is whole"
+    return [request.blob for request in requests if request.blob]
+
+
+async def sizes_of(url: str, count: int) -> set[int]:
+    """Of the bodies that so many connections get, one after the other."""
+    got = [await get(url) for _ in range(count)]
+    assert {status for status, _ in got} == {200}
+    return {len(body) for _, body in got}
 
 
 async def ask_for_chunks(proxy: Proxy, chain: str) -> None:
