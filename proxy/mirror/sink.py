@@ -33,6 +33,8 @@ class Sink:
 
     async def put(self, data: bytes | memoryview) -> None:
         """Take ``data``; wait while too much is pending. Raise ``OSError`` when a write failed."""
+        if self._failure is not None:  # what comes behind a write that failed would land in its place
+            raise self._failure
         self._batch.append(data)
         self._batch_bytes += len(data)
         if self._writing is None:
