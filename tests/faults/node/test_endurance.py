@@ -19,13 +19,13 @@ pytestmark = [
 
 @pytest.mark.fault(
     "load: 64 readers under evictions and kills",
-    done="64 readers at random places of three images, node cache of a quarter and proxy store of three quarters of "
-    "them, kill -9 of proxy and daemon at random; minutes of it: load_tests/endurance.py",
-    promised="every sum is right, no read fails, memory and descriptors do not grow",
+    done="64 readers at random places of three images, node cache and proxy store smaller than these, kill -9 of proxy "
+    "and daemon at random; minutes of it: load_tests/endurance.py",
+    promised="every sum is right, no read fails",
 )
 def test_sums_are_right_whatever_is_killed_and_evicted(root: Path, seen: Seen) -> None:
     """The short version; growth needs minutes to show, and is only told here."""
-    outcome = endure(root, seconds=15, images=3, file_mib=3, kill_every=(1.5, 4.0))
+    outcome = endure(root, seconds=8, images=3, file_mib=3, kill_every=(1.5, 4.0))
     assert outcome.problems == []
     assert outcome.proxy_kills + outcome.daemon_kills >= 2
     seen(
