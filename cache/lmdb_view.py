@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Protocol, Self
 
 import lmdb
@@ -11,10 +11,7 @@ from fastpull.cache.digest import ChunkId
 from fastpull.cache.errors import ChunkCorruptError
 from fastpull.cache.records import ENCODINGS, ENTRY, ENTRY_VERSION, unpack_entry
 from fastpull.cache.segments import FAULT_AROUND, Segments
-from fastpull.cache.spans import joined
 from fastpull.cache.store import StoredChunk
-
-_WORTH_READING_AHEAD = 128 * 1024  # below, the faults of the reader do as well
 
 _new_tuple = tuple.__new__
 
@@ -68,17 +65,6 @@ class LmdbView:
         if unpack_entry(chunk, entry) is None:
             return None
         raise ChunkCorruptError(chunk, f"its segment {segment} ends before it")
-
-    def get_many(self, chunks: Sequence[ChunkId]) -> list[StoredChunk | None]:
-        """``get`` for each, after what lies together and is not in the page cache was read in large reads.
-
-        Blocks for the disk, without the GIL. Cold, 64 KiB chunks in order, 1 MiB at a time, on a busy machine whose
-        disk gives 2.1 GB/s: reads of the segment took 0.9 to 2.0 GB/s, page faults alone 0.6 to 1.3.
-        """
-        for segment, start, end in joined(self.places(chunks)):
-            if end - start >= _WORTH_READING_AHEAD:
-                self._segments.warm(segment, start, end)
-        return [self.get(chunk) for chunk in chunks]
 
     def places(self, chunks: Iterable[ChunkId]) -> Iterator[tuple[int, int, int]]:
         """Segment, offset and length of each chunk that is there."""

@@ -26,9 +26,6 @@ class _Snapshot:
     def get(self, chunk: ChunkId) -> StoredChunk | None:
         return self._chunks.get(chunk)
 
-    def get_many(self, chunks: Sequence[ChunkId]) -> list[StoredChunk | None]:
-        return [self._chunks.get(chunk) for chunk in chunks]
-
 
 class MemoryChunkStore:
     """``ChunkStore`` without a disk. Same order of eviction, same accounting, nothing survives."""

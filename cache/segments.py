@@ -18,7 +18,6 @@ log = logging.getLogger(__name__)
 
 _IOV_MAX = 1024
 _SUFFIX = ".chunks"
-_SCRATCH_BYTES = 1 << 20
 _AHEAD_BYTES = 256 << 10  # the kernel cuts one request to what its device takes at once
 FAULT_AROUND = 64 << 10  # of the page cache are mapped by one fault: a file of 2 KiB makes so much resident
 _RESIDENT_BYTES = 32 << 20
@@ -79,11 +78,6 @@ class SegmentMaps(dict[int, memoryview]):
             cast("mmap.mmap", view.obj).madvise(mmap.MADV_DONTNEED)
 
 
-class _Scratch(threading.local):
-    def __init__(self) -> None:
-        self.buffer = bytearray(_SCRATCH_BYTES)
-
-
 class Segments:
     """The directory of segment files."""
 
@@ -92,7 +86,6 @@ class Segments:
         self.segment_bytes = segment_bytes
         self._directory = directory
         self._descriptors: dict[int, int] = {}  # shared with the maps, and so the kernel's state of read-ahead
-        self._scratch = _Scratch()
         self._lock = threading.Lock()
         self._punches = True
 
@@ -157,20 +150,6 @@ class Segments:
     def read(self, number: int, offset: int, length: int) -> bytes:
         """A copy, read so that a failing disk raises ``OSError``; touching the map would kill the process."""
         return os.pread(self._descriptor(number), length, offset)
-
-    def warm(self, number: int, start: int, end: int) -> None:
-        """Have a range read into the page cache, unless both its ends are there already. Never raises."""
-        scratch = self._scratch.buffer
-        try:
-            descriptor = self._descriptor(number)
-            try:
-                for position in (start, end - 1):
-                    os.preadv(descriptor, [_ONE_BYTE], position, os.RWF_NOWAIT)
-            except BlockingIOError:
-                for position in range(start, end, _SCRATCH_BYTES):
-                    os.preadv(descriptor, [memoryview(scratch)[: end - position]], position)
-        except OSError:
-            return  # whoever then reads the bytes gets to know
 
     def read_ahead(self, number: int, start: int, end: int) -> int:
         """Have the disk begin to read what is not in the page cache of a range, and nothing around it.

@@ -39,13 +39,6 @@ class ChunkView(Protocol):
 
     def get(self, chunk: ChunkId) -> StoredChunk | None: ...
 
-    def get_many(self, chunks: Sequence[ChunkId]) -> list[StoredChunk | None]:
-        """``get`` for each; what lies together on the disk and is not cached is read in large reads first.
-
-        May block for the disk.
-        """
-        ...
-
 
 class ChunkStore(Protocol):
     """Content-addressed chunks. Every implementation passes ``tests/conformance``.

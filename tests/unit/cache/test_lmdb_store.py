@@ -108,8 +108,6 @@ def test_a_rotten_index_entry_is_one_damaged_chunk(tmp_path: Path, change: Calla
     with store.view() as view:
         with pytest.raises(ChunkCorruptError):
             view.get(NAME)
-        with pytest.raises(ChunkCorruptError):
-            view.get_many([raw(2)[0], NAME])
         assert view.get(raw(2)[0]) is not None
     store.drop([NAME])
     assert store.has([NAME]) == [False]
@@ -130,7 +128,6 @@ def test_an_entry_of_a_newer_version_is_missing_not_misread(tmp_path: Path) -> N
         store.get(NAME)
     with store.view() as view:
         assert view.get(NAME) is None
-        assert view.get_many([NAME]) == [None]
     store.close()
 
 
@@ -489,21 +486,26 @@ def test_what_is_not_in_memory_is_read_ahead(tmp_path: Path) -> None:
     names = [name for name, _ in chunks]
     store.put_many(chunks)
     store.sync()
-    assert store.read_ahead(names) == 0
-    for segment in tmp_path.glob("*.chunks"):
-        with segment.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-    asked = store.read_ahead(names[:10])
-
+    asked = 0
+    for _ in range(20):  # the kernel forgets only what nobody else holds at the moment
+        for segment in tmp_path.glob("*.chunks"):
+            with segment.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        asked = store.read_ahead(names[:10])
+        if asked >= 9 * 250_000:
+            break
     assert 9 * 250_000 <= asked <= 11 * 250_000
-    with store.view() as view:
-        for name in names[:10]:
-            found = view.get(name)
-            assert found is not None
-            sum(found.data[::4096])
-            del found
-    assert store.read_ahead(names[:10]) == 0
+    for _ in range(20):  # somebody else may drop the page cache meanwhile
+        with store.view() as view:
+            for name in names:
+                found = view.get(name)
+                assert found is not None
+                sum(found.data[::4096])
+                del found
+        if not store.read_ahead(names):
+            break
+    else:
+        pytest.fail("what was read a moment ago is read ahead")
     store.close()
 
 
