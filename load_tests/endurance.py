@@ -1,4 +1,4 @@
-"""64 readers at random places for minutes, with evictions on both sides and kills of proxy and daemon at random.
+"""64 readers at random places for minutes, with evictions on the node and kills of proxy and daemon by turns.
 
 Every read is compared with what should stand there. Growth is that of the medians, from the first third of the time
 to the last, of processes older than three seconds; a leak that outlives no kill would still show in the last third,

@@ -68,19 +68,19 @@ def endure(
     kill_every: tuple[float, float] = (4.0, 10.0),
     seed: int = 0,
 ) -> Outcome:
-    """``readers`` at random places of ``images``, through a node cache of a quarter and a proxy store of nine tenths
-    of what they hold, while proxy and daemon are killed by turns. ``root`` is short; needs root.
+    """``readers`` at random places of ``images``, through a node cache of a quarter of what they hold, while proxy and
+    daemon are killed by turns. ``root`` is short; needs root.
 
-    A chunk that the proxy has evicted comes back by ingesting its layer: with much less, nothing else would be done.
+    The proxy's store holds all of it: a chunk that was evicted there comes back by ingesting its layer, and with random
+    reads of more than the store holds nothing else would be done.
     """
     rng = random.Random(seed)
     total = images * _FILES * file_mib
     outcome = Outcome()
-    proxy_settings = f'[cache]\nchunk_bytes = "{total * 9 // 10} MiB"\n'
     node_settings = f'[cache]\nmax_bytes = "{max(8, total // 4)} MiB"\n[trace]\nenabled = false\n'
     with Registry(root / "registry") as registry:
         names, references = _push(root, registry, images, file_mib)
-        with Proxy(root / "proxy", [registry], extra_settings=proxy_settings) as proxy:
+        with Proxy(root / "proxy", [registry]) as proxy:
             for name in names:
                 proxy.warm(name)
             with Node(root / "n", [proxy.url], extra_settings=node_settings) as node:
@@ -137,7 +137,7 @@ def _disturb(
             if now - born[role] >= SETTLED_SECONDS:
                 usage.look(process.pid)
         if now >= next_kill and now < end - kill_every[0]:
-            role = rng.choice(["proxy", "daemon"])
+            role = "proxy" if outcome.proxy_kills <= outcome.daemon_kills else "daemon"
             if role == "proxy":
                 proxy.process.kill()
                 proxy.process.start()
