@@ -131,7 +131,7 @@ class Mounted:
     def until_local(self) -> None:
         """Wait until everything is in the node cache.
 
-        Chunks are stored behind the backs of their readers, and when the disk is slower than they are some are not: then
+        Chunks are stored behind the backs of their readers. Where the disk is slower than they are, some are not: then
         everything is read once more.
         """
 
