@@ -84,5 +84,5 @@ async def test_damaged_traces_and_starts_go_and_those_of_a_newer_version_stay(tm
 
 def test_columns_of_different_lengths_are_damage() -> None:
     record = StartRecord(chain_id=str(CHAIN), started_at=1.0, indexes=array("I", [1, 2]).tobytes())
-    with pytest.raises(ValueError, match="columns|length|zip|size"):
+    with pytest.raises(ValueError, match=r"columns|length|zip|size"):
         look_at_start(msgspec.msgpack.encode(record))
