@@ -400,8 +400,8 @@ def test_files_of_a_process_that_was_killed_while_making_them_are_removed(tmp_pa
 @pytest.mark.fault(
     "chunk store: the index's LMDB map is full",
     done="a map of 1 MiB, filled with small chunks",
-    promised="the store says that it is full, and its users go on uncached; all that is there can be read; a larger map "
-    "helps",
+    promised="the store says that it is full, and its users go on uncached; all that is there can be read; a larger "
+    "map helps",
 )
 def test_a_full_map_is_a_full_store(tmp_path: Path) -> None:
     """As when a reader that hangs keeps every old page. Reading goes on, nothing breaks, a larger map helps."""
