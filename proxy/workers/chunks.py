@@ -12,6 +12,7 @@ from fastpull.cache.digest import CHUNK_ID_BYTES, ChunkId
 from fastpull.cache.errors import CacheError, ChunkMissingError, FrameError
 from fastpull.cache.frames import FRAMES_TYPE, MAX_IDS, unpack_ids
 from fastpull.cache.lmdb_reader import LmdbChunkReader
+from fastpull.proxy import metrics
 from fastpull.proxy.api.chunk_blocks import Block, count, gather, measure
 from fastpull.proxy.api.streams import send, whole_or_cut
 from fastpull.proxy.workers.tally import Tally
@@ -79,6 +80,7 @@ class FollowerChunks:
             writer.send_headers()  # else aiohttp copies head and first block into one
             await self._stream(response, ids, block)
             await response.write_eof()
+        metrics.API_REQUESTS.labels("/v1/chunks", "200").inc()
         return response
 
     async def _stream(self, response: web.StreamResponse, ids: list[ChunkId], block: Block) -> None:

@@ -13,6 +13,7 @@ from fastpull.proxy.workers.messages import MAX_BLOBS, MAX_CHUNKS, Count, Report
 _ANSWERS = "worker_answers"
 _GROWING: dict[str, Counter] = {
     "requests": metrics.REQUESTS,
+    "api_requests": metrics.API_REQUESTS,
     "client_bytes": metrics.CLIENT_BYTES,
     "chunks_sent": metrics.CHUNKS_SENT,
     "chunk_bytes_sent": metrics.CHUNK_BYTES_SENT,

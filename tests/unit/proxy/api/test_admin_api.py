@@ -179,6 +179,28 @@ async def test_the_status_tells_which_blobs_are_on_their_way(api: Api) -> None:
     assert any("0 B of ?, 1 reader," in line for line in lines)
 
 
+async def test_answers_are_counted_by_route_and_status(api: Api) -> None:
+    """Whatever stands in the path, the label is the route; an unknown path has none."""
+
+    async def counted() -> dict[str, float]:
+        lines = (await (await api.client.get("/metrics")).text()).splitlines()
+        rows = [line.rpartition(" ") for line in lines if line.startswith("fastpull_proxy_api_requests_total")]
+        return {name: float(value) for name, _, value in rows}
+
+    before = await counted()
+    await api.client.get("/v1/status")
+    await api.client.get(f"/v1/chains/sha256:{'0' * 64}")
+    await api.client.get("/v1/nothing/here")
+
+    after = await counted()
+    grown = sorted(name.partition("{")[2] for name in after if after[name] > before.get(name, 0))
+    assert grown == [
+        'route="/v1/chains/{chain}",status="200"}',
+        'route="/v1/status",status="200"}',
+        'route="none",status="404"}',
+    ]
+
+
 async def test_health_readiness_and_metrics(api: Api) -> None:
     assert (await api.client.get("/healthz")).status == 200
     assert (await api.client.get("/readyz")).status == 200
