@@ -111,7 +111,8 @@ class ForkedWorker:
         self.stdout, self.stdin = reader, writer
 
     async def wait(self) -> int:
-        await asyncio.to_thread(os.waitpid, self.pid, 0)
+        with contextlib.suppress(ChildProcessError):  # whoever waited before has seen its end
+            await asyncio.to_thread(os.waitpid, self.pid, 0)
         return 0
 
     def kill(self) -> None:
