@@ -145,14 +145,16 @@ class Prefetcher:
         if now - self._looked_at.get(device.chain, -TOGETHER_SECONDS) < TOGETHER_SECONDS or not self._memory_allows():
             return False
         self._looked_at[device.chain] = now
-        size = sum(map(device.map.size_at, order))
-        chunks = [device.map.id_at(index) for index in order]
+
+        def was_cold() -> bool:  # some ten thousand lookups: not on the thread that answers readers
+            asked = self._store.read_ahead([device.map.id_at(index) for index in order])
+            return asked > sum(map(device.map.size_at, order)) // COLD_SHARE
+
         try:
-            asked = await asyncio.to_thread(self._store.read_ahead, chunks)
+            return await asyncio.to_thread(was_cold)
         except CacheError as exc:
             log.warning("chain %s: can not be read ahead: %s", device.chain, exc)
             return False
-        return asked > size // COLD_SHARE
 
     async def _plan(self, chain: Digest) -> Plan | None:
         for attempt in range(1, PLAN_ATTEMPTS + 1):
