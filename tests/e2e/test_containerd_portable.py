@@ -12,6 +12,7 @@ import grpc
 import pytest
 from harness.images import ImageMaker
 from harness.oci import directory, file, hardlink, symlink, whiteout
+from harness.portable import children_below
 from harness.registry import Registry
 from harness.stack import Stack
 from harness.waiting import until
@@ -56,20 +57,6 @@ def fnv(data: bytes) -> str:
     return f"{len(data)} {value:016x}"
 
 
-def children(stack: Stack) -> list[int]:
-    """The processes that serve the node's mounts."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            try:
-                words = (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"portable.child" in words and os.fsencode(stack.node.run_dir) in words:
-                found.append(int(process.name))
-    return found
-
-
 def clear(stack: Stack) -> None:
     """Remove every pod and image, and see that nothing is left of them on the node."""
     stack.cri.remove_all_pods()
@@ -78,7 +65,7 @@ def clear(stack: Stack) -> None:
     stack.containerd.collect_garbage()
     assert stack.containerd.snapshots() == []
     until(lambda: stack.node.status()["chains"] == [], "no chain is mounted")
-    until(lambda: not children(stack), "no process serves one")
+    until(lambda: not children_below(stack.node.run_dir), "no process serves one")
 
 
 def test_a_pod_runs_from_its_pull_to_its_removal(stack: Stack, images: ImageMaker, image: str) -> None:
@@ -111,7 +98,7 @@ def test_a_container_that_reads_survives_kills_of_the_daemon(stack: Stack, image
     stack.cri.pull(image)
     pod = stack.cri.run_pod()
     container = stack.cri.run_container(pod, image, ["/tool", "reread", "/app/big", str(READS)])
-    serving = set(children(stack))
+    serving = set(children_below(stack.node.run_dir))
     kills = 0
     while stack.cri.is_running(container) and kills < 3:
         stack.node.kill()
@@ -121,7 +108,7 @@ def test_a_container_that_reads_survives_kills_of_the_daemon(stack: Stack, image
     assert stack.cri.wait_exit(container) == 0, stack.cri.log(pod)
     assert stack.cri.log(pod).strip() == f"ok {READS}"
     assert kills >= 1
-    assert set(children(stack)) == serving
+    assert set(children_below(stack.node.run_dir)) == serving
     # The image can be used as before, by the daemon that did not mount it.
     again = until(
         lambda: stack.cri.run_container(pod, image, ["/tool", "sum", "/app/big"], name="again"),
@@ -143,7 +130,7 @@ def test_after_the_death_of_its_process_new_containers_start(stack: Stack, image
     pod = stack.cri.run_pod()
     container = stack.cri.run_container(pod, image, ["/tool", "sleep"])
     before = stack.node.status()["portable"]["deaths"]
-    for victim in children(stack):
+    for victim in children_below(stack.node.run_dir):
         os.kill(victim, signal.SIGKILL)
     until(lambda: stack.node.status()["portable"]["deaths"] > before, "the daemon has noticed")
     with pytest.raises((grpc.RpcError, AssertionError)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +16,20 @@ from fastpull.fuse_client.portable.children import Children
 from fastpull.image.chain import BuiltChain
 
 CHAIN = "ab" * 32
+
+
+def children_below(directory: Path) -> list[int]:
+    """The processes that serve the mounts of the node whose files are in ``directory``."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            try:
+                words = (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"portable.child" in words and os.fsencode(directory) in words:
+                found.append(int(process.name))
+    return found
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import pytest
 from harness.fault_rows import Seen
 from harness.mounts import mount_points_below
 from harness.node import Node
+from harness.portable import children_below
 from harness.processes import run
 from harness.sample_image import SampleImage, drop_caches, short_directory, sums
 from harness.waiting import until
@@ -59,20 +60,6 @@ def node(image: SampleImage, root: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         print(node.process.log_tail())  # for who looks into a failure
 
 
-def children(node: Node) -> list[int]:
-    """The processes that serve the node's mounts."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            try:
-                words = (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"portable.child" in words and os.fsencode(node.root) in words:
-                found.append(int(process.name))
-    return found
-
-
 def mount(node: Node, root: Path, image: str = "demo:1", name: str = "mnt") -> Path:
     node.command("mount", image, root / name)
     return root / name
@@ -90,7 +77,7 @@ def test_a_mounted_image_reads_as_it_was_built(image: SampleImage, node: Node, r
     assert status["portable"] == {"processes": 1, "deaths": 0}
     assert chain["local_chunks"] == chain["chunks"] == len(image.proxy.asked)
     assert "driver:      fuse" in node.command("status")
-    (child,) = children(node)
+    (child,) = children_below(node.root)
     for fd in (Path("/proc") / str(child) / "fd").iterdir():
         assert "snapshotter" not in os.readlink(fd), "nothing of the daemon's lives on in it"
 
@@ -99,13 +86,13 @@ def test_a_mounted_image_reads_as_it_was_built(image: SampleImage, node: Node, r
     node.kill()
     assert sums(path) == image.sums(), "without a daemon"
     node.start()
-    assert children(node) == [child], "it has outlived the daemon"
+    assert children_below(node.root) == [child], "it has outlived the daemon"
     until(lambda: node.status()["portable"]["processes"] == 1, "the new daemon knows it")
     assert len(image.proxy.requests) == before
 
     node.command("umount", path)
     assert mount_points_below(path) == []
-    until(lambda: not children(node), "its process has ended")
+    until(lambda: not children_below(node.root), "its process has ended")
     assert node.status()["chains"] == []
     assert list((node.run_dir / "portable").iterdir()) == []
 
@@ -168,7 +155,7 @@ def test_a_process_that_dies_is_replaced(image: SampleImage, node: Node, root: P
     other = mount(node, root, "other:1", "other")
     assert (other / "hello").read_bytes() == b"other\n"
     file = os.open(path / "lib" / "m001.py", os.O_RDONLY)
-    (victim,) = [pid for pid in children(node) if image.chain.hex.encode() in cmdline(pid)]
+    (victim,) = [pid for pid in children_below(node.root) if image.chain.hex.encode() in cmdline(pid)]
     os.kill(victim, signal.SIGKILL)
     until(lambda: node.status()["portable"]["deaths"] == 1, "the daemon has noticed")
     with pytest.raises(OSError) as caught:
@@ -188,7 +175,7 @@ def test_a_process_that_dies_is_replaced(image: SampleImage, node: Node, root: P
     node.command("umount", path, seconds=60)
     node.command("umount", again)
     node.command("umount", other)
-    until(lambda: not children(node), "all have ended")
+    until(lambda: not children_below(node.root), "all have ended")
     assert mount_points_below(node.data) == []
 
 
@@ -200,7 +187,7 @@ def test_a_process_that_dies_is_replaced(image: SampleImage, node: Node, root: P
 def test_readers_that_are_killed_leave_no_trace(image: SampleImage, node: Node, root: Path) -> None:
     """A request that its caller takes back, at whatever moment, neither stops the process nor wears it out."""
     path = mount(node, root)
-    (child,) = children(node)
+    (child,) = children_below(node.root)
     image.proxy.budget = 0  # so that they wait
     for _ in range(8):
         readers = [
@@ -213,7 +200,7 @@ def test_readers_that_are_killed_leave_no_trace(image: SampleImage, node: Node, 
             reader.wait()
     image.proxy.budget = math.inf
     assert sums(path) == image.sums()
-    assert children(node) == [child]
+    assert children_below(node.root) == [child]
     fuse = [fd for fd in (Path("/proc") / str(child) / "fd").iterdir() if os.readlink(fd) == "/dev/fuse"]
     flags = (Path("/proc") / str(child) / "fdinfo" / fuse[0].name).read_text().split("flags:\t")[1].split()[0]
     assert not int(flags, 8) & os.O_NONBLOCK, "pyfuse3 ends a worker for each EAGAIN"
@@ -261,13 +248,13 @@ def test_drivers_may_change_under_what_is_mounted(
     with Node(root / "n", [image.proxy.url]) as node:
         path = mount(node, root)
         assert node.status()["driver"] == "erofs"
-        assert children(node) == []
+        assert children_below(node.root) == []
         node.process.stop(group=False)
         with pytest.MonkeyPatch.context() as environment:
             environment.setitem(node.process._env, "FASTPULL_NODE__DRIVER", "fuse")
             node.start()
             other = mount(node, root, "other:1", "other")
-            assert len(children(node)) == 1
+            assert len(children_below(node.root)) == 1
             assert sums(path) == image.sums()
             node.process.stop(group=False)
         node.start()
@@ -279,7 +266,7 @@ def test_drivers_may_change_under_what_is_mounted(
         run("umount", other)
         node.command("stop")
         assert mount_points_below(node.data) == []
-        until(lambda: not children(node), "stop ends the processes too")
+        until(lambda: not children_below(node.root), "stop ends the processes too")
 
 
 def test_the_doctor_sees_what_is_there(image: SampleImage, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from harness.failing_disk import FailingDisk
-from harness.mounts import unmount_all_below
+from harness.sample_image import short_directory
 
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="fpd-", dir="/tmp"))  # short: unix sockets end after 107 bytes
-    yield path
-    unmount_all_below(path)
-    shutil.rmtree(path)
+    with short_directory() as path:
+        yield path
 
 
 @pytest.fixture

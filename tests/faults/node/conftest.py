@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import random
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fakes.layers import Content, layer
 from fakes.node_api import FakeProxy
-from harness.mounts import unmount_all_below
 from harness.node import Node
+from harness.sample_image import short_directory
 
 from fastpull.fuse_client.cli.connection import DaemonConnection
 
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="fpn-", dir="/tmp"))  # short: unix sockets end after 107 bytes
-    yield path
-    unmount_all_below(path)
-    shutil.rmtree(path)
+    with short_directory() as path:
+        yield path
 
 
 class Images:

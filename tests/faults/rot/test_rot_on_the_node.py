@@ -20,6 +20,7 @@ from harness.fault_rows import Seen
 from harness.mounts import unmount_all_below
 from harness.node import Node
 from harness.processes import run
+from harness.sample_image import drop_caches
 from harness.waiting import until
 
 from fastpull.fuse_client.chain_files import BOOTSTRAP, CHUNK_MAP
@@ -100,7 +101,7 @@ def rot_cache(node: Node, count: int) -> None:
     (segment,) = (node.data / "cache").glob("*.chunks")
     for number in range(count):
         flip(segment, (number * 2 + 1) * FILES * SIZE // (2 * count))
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    drop_caches()
     node.start()
 
 
