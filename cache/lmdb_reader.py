@@ -78,12 +78,7 @@ class LmdbChunkReader:
     def tidy(self) -> None:
         """Let go of segments that are gone, and of resident pages, which stay in the page cache. For every minute."""
         self._segments.forget_removed()
-        self.release_resident()
         release_mapping(self._path / "index" / "data.mdb")
-
-    def release_resident(self) -> None:
-        """Take mapped segments out of this process's resident set; they stay in the page cache."""
-        self._segments.maps.release_resident()
 
     def close(self) -> None:
         """No view may be open."""

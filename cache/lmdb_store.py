@@ -4,8 +4,7 @@ Why the bytes do not lie in LMDB itself. Measured side by side on the same machi
 took 280 to 350 MB/s in without any flush, falling to 170 to 240 MB/s once evictions had fragmented its free
 list; appending to segments takes 400 to 730 MB/s with every index commit flushed. LMDB's file stayed 12 to 18 %
 above the live bytes and never shrinks; segments and index stayed within 4 to 10 % of them (quota 512 MiB, batches of
-8 MiB, a tenth of the chunks used again), because holes return every freed block. And each read of a value touched
-all its pages one by one, where a map of a segment lets the kernel read ahead.
+8 MiB, a tenth of the chunks used again), because holes return every freed block.
 
 What survives. A killed process: everything committed, nothing else, accounts exact. A power loss: index commits are
 flushed before they count, but the chunks' bytes only by ``sync``; the next open forgets, exactly, the chunks whose
@@ -41,12 +40,10 @@ from fastpull.cache.records import (
     WHOLE_FILE,
     footprint,
     unpack_accounts,
-    unpack_entry,
 )
 from fastpull.cache.resident import release_mapping
 from fastpull.cache.segment_writer import SegmentWriter
 from fastpull.cache.segments import Segments
-from fastpull.cache.spans import joined
 from fastpull.cache.store import ChunkView, StoredChunk, StoreStats
 
 log = logging.getLogger(__name__)
@@ -131,21 +128,11 @@ class LmdbChunkStore:
             return [find(chunk) is not None for chunk in chunks]
 
     def get(self, chunk: ChunkId) -> StoredChunk:
-        with (
-            self._translated(),
-            self._index.read() as transaction,
-        ):
-            data = transaction.get(chunk)
-            entry = None if data is None else unpack_entry(chunk, data)
-            if entry is None:
-                raise ChunkMissingError(chunk)
-            try:
-                stored = self._segments.read(entry.segment, entry.offset, entry.length)
-            except (OSError, OverflowError) as exc:
-                raise ChunkCorruptError(chunk, f"its bytes can not be read ({exc})") from exc
-        if len(stored) != entry.length:
-            raise ChunkCorruptError(chunk, f"its segment {entry.segment} ends before it")
-        return StoredChunk(entry.encoding, entry.size, stored)
+        with self._translated(), LmdbView(self._index, self._segments) as view:
+            stored = view.get(chunk)
+        if stored is None:
+            raise ChunkMissingError(chunk)
+        return stored
 
     def put_many(self, chunks: Iterable[tuple[ChunkId, StoredChunk]]) -> int:
         batch = dict(chunks)
@@ -236,8 +223,7 @@ class LmdbChunkStore:
         asked = 0
         for first in range(0, len(chunks), _IDS_PER_LOOK):
             with self._translated(), LmdbView(self._index, self._segments) as view:
-                places = sorted(view.places(chunks[first : first + _IDS_PER_LOOK]))
-            asked += sum(self._segments.read_ahead(*span) for span in joined(places))
+                asked += view.read_ahead(chunks[first : first + _IDS_PER_LOOK])
         return asked
 
     def stats(self) -> StoreStats:
@@ -249,11 +235,7 @@ class LmdbChunkStore:
         return StoreStats(accounts.chunks, accounts.live_bytes, file_bytes, self._quota)
 
     def release_resident(self) -> None:
-        """Take the store's mapped pages out of this process's resident set; they stay in the page cache.
-
-        After 1 GiB was read: from 1,064 MB of mapped file down to 11.
-        """
-        self._segments.maps.release_resident()
+        """Take the mapped index out of this process's resident set; it stays in the page cache."""
         release_mapping(self._index.path / "data.mdb")
 
     def close(self) -> None:

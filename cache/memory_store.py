@@ -10,7 +10,7 @@ from fastpull.cache.digest import ChunkId
 from fastpull.cache.errors import ChunkMissingError, StoreFullError
 from fastpull.cache.eviction import Candidate, choose
 from fastpull.cache.records import footprint
-from fastpull.cache.store import ChunkView, StoredChunk, StoreStats
+from fastpull.cache.store import ChunkPlace, ChunkView, Filling, StoredChunk, StoreStats
 
 _LOW_WATER = 0.95
 
@@ -22,6 +22,26 @@ def _nothing_in_use(_chunk: ChunkId) -> bool:
 class _Snapshot:
     def __init__(self, chunks: dict[ChunkId, StoredChunk]) -> None:
         self._chunks = chunks
+        self._found: list[bytes | memoryview] = []
+
+    def find(self, chunk: ChunkId) -> ChunkPlace | None:
+        """``segment`` is where in ``_found`` the bytes are."""
+        stored = self._chunks.get(chunk)
+        if stored is None:
+            return None
+        self._found.append(stored.data)
+        return ChunkPlace(stored.encoding, stored.size, len(stored.data), len(self._found) - 1, 0)
+
+    def fill(self, fillings: Sequence[Filling], *, wait: bool = True) -> bool:  # noqa: ARG002 - nothing to wait for
+        for place, skip, buffer in fillings:
+            buffer[:] = self._found[place.segment][skip : skip + len(buffer)]
+        return True
+
+    def read_ahead(self, chunks: Iterable[ChunkId]) -> int:  # noqa: ARG002 - the protocol's name
+        return 0
+
+    def room(self, length: int) -> memoryview:
+        return memoryview(bytearray(length))
 
     def get(self, chunk: ChunkId) -> StoredChunk | None:
         return self._chunks.get(chunk)

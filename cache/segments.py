@@ -1,26 +1,24 @@
-"""The files that hold the chunks' bytes: appended to by one process, mapped by all, emptied by holes."""
+"""The files that hold the chunks' bytes: appended to by one process, read by all, emptied by holes."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
-import mmap
 import os
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 from fastpull.cache.disk_space import punch
 from fastpull.cache.records import WHOLE_FILE
+from fastpull.cache.scratch import Scratch
 
 log = logging.getLogger(__name__)
 
 _IOV_MAX = 1024
 _SUFFIX = ".chunks"
 _AHEAD_BYTES = 256 << 10  # the kernel cuts one request to what its device takes at once
-FAULT_AROUND = 64 << 10  # of the page cache are mapped by one fault: a file of 2 KiB makes so much resident
-_RESIDENT_BYTES = 32 << 20
 _ONE_BYTE = bytearray(1)
 
 
@@ -50,42 +48,14 @@ class Appender:
         os.close(self._descriptor)
 
 
-class SegmentMaps(dict[int, memoryview]):
-    """The bytes of each segment, mapped when first asked for.
-
-    Whoever reads adds what he reads, and ``FAULT_AROUND`` each time, to ``viewed_bytes``, and calls ``keep_small``.
-    """
-
-    def __init__(self, open_segment: Callable[[int], int]) -> None:
-        super().__init__()
-        self.viewed_bytes = 0  # at least what became resident since the last release
-        self._open = open_segment
-
-    def __missing__(self, number: int) -> memoryview:
-        view = memoryview(mmap.mmap(self._open(number), 0, prot=mmap.PROT_READ))
-        self[number] = view
-        return view
-
-    def keep_small(self) -> None:
-        """Release what is resident once enough was viewed. 0.4 ms for each 32 MiB; their next reader faults anew."""
-        if self.viewed_bytes >= _RESIDENT_BYTES:
-            self.release_resident()
-
-    def release_resident(self) -> None:
-        """Take all mapped pages out of this process's resident set; they stay in the page cache."""
-        self.viewed_bytes = 0
-        for view in list(self.values()):
-            cast("mmap.mmap", view.obj).madvise(mmap.MADV_DONTNEED)
-
-
 class Segments:
     """The directory of segment files."""
 
     def __init__(self, directory: Path, segment_bytes: int) -> None:
-        self.maps = SegmentMaps(self._descriptor)
         self.segment_bytes = segment_bytes
+        self.scratch = Scratch()
         self._directory = directory
-        self._descriptors: dict[int, int] = {}  # shared with the maps, and so the kernel's state of read-ahead
+        self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
         self._punches = True
 
@@ -97,7 +67,7 @@ class Segments:
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
     def create(self, number: int) -> Appender:
-        """The file has its final, sparse length at once, so that a map of it never has to grow.
+        """The file has its final, sparse length at once.
 
         Inside a write transaction that commits the number: a file that is there already is of one that did not.
         """
@@ -148,8 +118,36 @@ class Segments:
                 abandoned.close()
 
     def read(self, number: int, offset: int, length: int) -> bytes:
-        """A copy, read so that a failing disk raises ``OSError``; touching the map would kill the process."""
+        """A copy. Raise ``OSError`` where the disk fails; short where the file ends."""
         return os.pread(self._descriptor(number), length, offset)
+
+    def read_into(
+        self, number: int, offset: int, buffers: Sequence[memoryview], length: int, *, wait: bool = True
+    ) -> bool:
+        """Fill the buffers, of ``length`` bytes in total. False = not without waiting for the disk.
+
+        Raise ``OSError`` where the disk fails or the file ends.
+        """
+        descriptor = self._descriptor(number)
+        try:
+            done = os.preadv(descriptor, buffers[:_IOV_MAX], offset, 0 if wait else os.RWF_NOWAIT)
+        except BlockingIOError:
+            return False
+        if done == length:
+            return True
+        if not wait:
+            return False  # whoever waits gets to know what is wrong
+        rest = list(buffers)
+        left = done
+        while done < length:  # a long read may come back short, or was of more buffers than one call takes
+            while left >= len(rest[0]):
+                left -= len(rest.pop(0))
+            rest[0] = rest[0][left:]
+            left = os.preadv(descriptor, rest[:_IOV_MAX], offset + done)
+            if left == 0:
+                raise OSError(errno.EIO, f"ends at {offset + done}", str(self.path(number)))
+            done += left
+        return True
 
     def read_ahead(self, number: int, start: int, end: int) -> int:
         """Have the disk begin to read what is not in the page cache of a range, and nothing around it.
@@ -184,15 +182,14 @@ class Segments:
             os.close(descriptor)
 
     def remove(self, number: int) -> None:
-        # Other processes may have it mapped, and that alone would keep the blocks of a removed file.
+        # Other processes may have it open, and that alone would keep the blocks of a removed file.
         self.free(number, [(0, WHOLE_FILE)])
         self.path(number).unlink(missing_ok=True)
         self.forget([number])
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """Close segments that are gone. Buffers of them stay valid as long as somebody holds them."""
+        """Close segments that are gone."""
         for number in numbers:
-            self.maps.pop(number, None)
             with self._lock:
                 descriptor = self._descriptors.pop(number, None)
             if descriptor is not None:

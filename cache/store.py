@@ -26,6 +26,20 @@ class StoredChunk(NamedTuple):
     data: bytes | memoryview
 
 
+class ChunkPlace(NamedTuple):
+    """Where a view finds a chunk's stored bytes; only for that view. ``size``: uncompressed, ``length``: stored."""
+
+    encoding: Encoding
+    size: int
+    length: int
+    segment: int
+    offset: int
+
+
+Filling = tuple[ChunkPlace, int, memoryview]
+"""A chunk, where in its stored bytes to begin, and memory to read from there on into."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoreStats:
     chunks: int
@@ -35,9 +49,31 @@ class StoreStats:
 
 
 class ChunkView(Protocol):
-    """A consistent look at the store. Buffers it returns die with it."""
+    """A consistent look at the store."""
 
-    def get(self, chunk: ChunkId) -> StoredChunk | None: ...
+    def find(self, chunk: ChunkId) -> ChunkPlace | None:
+        """Raise ``ChunkCorruptError`` for a record that contradicts itself."""
+        ...
+
+    def fill(self, fillings: Sequence[Filling], *, wait: bool = True) -> bool:
+        """Read chunks' bytes into all the memory given. Neighbours on disk become one read.
+
+        Without ``wait``, return False, with some memory filled, where the disk would have to be waited for. Raise
+        ``OSError`` where it fails, and then look at each chunk with ``get``.
+        """
+        ...
+
+    def room(self, length: int) -> memoryview:
+        """Memory to read into, that holds anything and must not be used any more once the view is closed."""
+        ...
+
+    def read_ahead(self, chunks: Iterable[ChunkId]) -> int:
+        """``ChunkStore.read_ahead``."""
+        ...
+
+    def get(self, chunk: ChunkId) -> StoredChunk | None:
+        """A copy. Raise ``ChunkCorruptError`` also where the disk can not give it."""
+        ...
 
 
 class ChunkStore(Protocol):
@@ -49,7 +85,7 @@ class ChunkStore(Protocol):
     """
 
     def view(self) -> AbstractContextManager[ChunkView]:
-        """Open a view; never keep one, or a buffer out of one, across an ``await``."""
+        """Open a view; never keep one, or its ``room``, across an ``await``."""
         ...
 
     def has(self, chunks: Sequence[ChunkId]) -> list[bool]: ...
@@ -105,7 +141,7 @@ class ChunkStore(Protocol):
         ...
 
     def release_resident(self) -> None:
-        """Take mapped files out of this process's resident set; they stay in the page cache."""
+        """Take the mapped index out of this process's resident set; it stays in the page cache."""
         ...
 
     def stats(self) -> StoreStats: ...

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fastpull.cache.codec import decode
 from fastpull.cache.digest import ChunkId, Digest, chunk_id
 from fastpull.cache.errors import CacheError, ChunkCorruptError
-from fastpull.cache.fault_in import fault_in
-from fastpull.cache.store import ChunkView, Encoding, StoredChunk
+from fastpull.cache.store import ChunkView, Encoding, Filling, StoredChunk
+from fastpull.cache.tasks import in_thread
 from fastpull.fuse_client.errors import ProxyError
 from fastpull.fuse_client.fetch.queue import Want
 from fastpull.fuse_client.fetch.waited import Waited
+from fastpull.fuse_client.read_ahead import DiskWaits, ReadAhead
 from fastpull.fuse_client.session.files import Buffers, DeviceReadError
 from fastpull.image.chunk_map import ChunkMap, Piece
 
@@ -67,6 +69,24 @@ class FetchesChunks(Protocol):
     ) -> tuple[Mapping[ChunkId, bytes], Waited]: ...
 
 
+class _Gathered(NamedTuple):
+    data: memoryview
+    news: Sequence[Piece]
+    """Verified just now, or used for the first time."""
+    waited: float
+    """Seconds for the disk."""
+
+
+class _Local(NamedTuple):
+    """What the store has of a range: all of it, or some of its chunks."""
+
+    data: bytes | None
+    chunks: dict[ChunkId, bytes]
+    damaged: Sequence[ChunkId]
+    news: Sequence[Piece]
+    waited: float
+
+
 class _Unobserved:
     def touched(self, index: int) -> None:
         pass
@@ -92,8 +112,10 @@ class ChainDevice:
         drop: Callable[[Sequence[ChunkId]], Awaitable[object]],
         *,
         verify_always: bool = False,
+        waits_for_disk: bool = False,
         window_bytes: int = 512 * 1024,
     ) -> None:
+        """``waits_for_disk``: ``try_read`` does; for a process in which nobody else would have to wait."""
         self.chain = chain
         self.map = chunk_map
         self.size = -(-chunk_map.device_bytes // BLOCK) * BLOCK  # what the session asks of every file
@@ -107,56 +129,40 @@ class ChainDevice:
         self._fetcher = fetcher
         self._drop = drop
         self._state = bytearray(len(chunk_map))
-        self._touches = 0
         self._unreported = 0
         self._reported_at = -_REPORT_SECONDS
         self._seen = _NEVER if verify_always else _SEEN
+        self._waits_for_disk = waits_for_disk
+        self._ahead = ReadAhead()
+        self._disk = DiskWaits()
 
     # -- reading -------------------------------------------------------------------------------------
 
     def try_read(self, offset: int, length: int, reply: Callable[[Buffers], None]) -> bool:
-        begun = time.perf_counter()
-        touches = self._touches
-        state = self._state
-        seen = self._seen
-        at = offset
-        end = offset + length
-        buffers: list[bytes | memoryview] = []
+        pieces = self.map.pieces(offset, length)
         with self._store.view() as view:
-            get = view.get
-            try:
-                for piece in self.map.pieces(offset, length):
-                    stored = get(piece.chunk_id)
-                    if stored is None:
-                        return False
-                    start = piece.device_offset
-                    data = stored[2] if state[piece.index] == seen else self._look(piece, stored)
-                    if start > at:
-                        buffers.append(_ZEROS[: start - at])
-                        at = start
-                    stop = start + piece.size
-                    if at == start and stop <= end:
-                        buffers.append(data)
-                        at = stop
-                    else:
-                        upto = min(stop, end)
-                        buffers.append(memoryview(data)[at - start : upto - start])
-                        at = upto
-            except CacheError:
-                return False  # ``read`` drops what is damaged and fetches it anew
-            if at < end:
-                buffers.append(_ZEROS[: end - at])
-            reply(buffers)
-        if self._touches != touches:  # the store's pages may have had to come from the disk
-            self.observer.waited(offset, length, Waited(disk=time.perf_counter() - begun))
+            found = self._gather(view, pieces, offset, length, wait=self._waits_for_disk)
+            if found is None:
+                return False
+            self._mark(found.news)
+            reply((found.data,))
+            self._go_on(view, offset, length)
+        if found.waited:
+            self._waited_for_disk(offset, length, found.waited)
         self.reads += 1
         return True
 
     async def read(self, offset: int, length: int) -> Buffers:
         pieces = self.map.pieces(offset, length)
-        chunks, damaged = self._local(pieces)
-        if damaged:
-            await self._replace(damaged)
+        local = await in_thread(self._from_disk, pieces, offset, length)
+        self._mark(local.news)
+        self.reads += 1
+        if local.data is not None:
+            self._waited_for_disk(offset, length, local.waited)
+            return (local.data,)
+        if local.damaged:
+            await self._replace(local.damaged)
+        chunks = local.chunks
         missing = [piece for piece in pieces if piece.chunk_id not in chunks]
         if missing:
             self.misses += 1
@@ -169,24 +175,100 @@ class ChainDevice:
                 chunks[piece.chunk_id] = fetched[piece.chunk_id]
                 self._touch(piece.index)
             self.observer.waited(offset, length, waited)
-        self.reads += 1
         return self._compose(offset, length, pieces, chunks)
 
-    def _local(self, pieces: Sequence[Piece]) -> tuple[dict[ChunkId, bytes], list[ChunkId]]:
-        """Copies of the chunks that the store has, and the ids of those that are damaged there."""
-        chunks: dict[ChunkId, bytes] = {}
-        damaged: list[ChunkId] = []
+    def _gather(
+        self, view: ChunkView, pieces: Sequence[Piece], offset: int, length: int, *, wait: bool
+    ) -> _Gathered | None:
+        """A range of the device, in a room of the view; ``None`` where something is absent, damaged or, without
+        ``wait``, on a disk that is too slow to wait for. Changes nothing but what is known of the disk's speed.
+        """
+        if not pieces:
+            return _Gathered(_ZEROS[:length], (), 0.0)
+        state, seen = self._state, self._seen
+        end = offset + length
+        at = first = min(offset, pieces[0].device_offset)
+        base = first - (first - offset) % BLOCK  # what is at ``base`` on the device is at 0 in the room, pages in pages
+        room = view.room(max(end, pieces[-1].device_offset + pieces[-1].size) - base)
+        fillings: list[Filling] = []
+        news: list[Piece] = []
+        try:
+            for piece in pieces:
+                place = view.find(piece.chunk_id)
+                # Nodes store chunks raw; the one that another version stored otherwise needs more than a copy.
+                if place is None or place.encoding is not Encoding.RAW or place.length != piece.size:
+                    return None
+                start = piece.device_offset
+                stop = start + piece.size
+                if start > at:
+                    room[at - base : start - base] = _ZEROS[: start - at]
+                at = stop
+                if state[piece.index] == seen:
+                    begin = max(start, offset)
+                    fillings.append((place, begin - start, room[begin - base : min(stop, end) - base]))
+                else:
+                    news.append(piece)
+                    fillings.append((place, 0, room[start - base : stop - base]))
+            waited = 0.0
+            if not view.fill(fillings, wait=False):
+                if not wait and not self._disk.is_quick(length):
+                    return None
+                begun = time.perf_counter()
+                view.fill(fillings)
+                waited = time.perf_counter() - begun
+                self._disk.took(length, waited)
+        except (CacheError, OSError):
+            return None
+        for piece in news:
+            start = piece.device_offset - base
+            if self._is_unverified(piece) and chunk_id(room[start : start + piece.size]) != piece.chunk_id:
+                return None
+        if at < end:
+            room[at - base : end - base] = _ZEROS[: end - at]
+        return _Gathered(room[offset - base : end - base], news, waited)
+
+    def _from_disk(self, pieces: Sequence[Piece], offset: int, length: int) -> _Local:
+        """What the store has of a range. On a thread: waits for the disk, and changes nothing."""
         with self._store.view() as view:
+            self._go_on(view, offset, length)
+            found = self._gather(view, pieces, offset, length, wait=True)
+            if found is not None:
+                return _Local(bytes(found.data), {}, (), found.news, found.waited)
+            chunks: dict[ChunkId, bytes] = {}
+            damaged: list[ChunkId] = []
             for piece in pieces:
                 try:
-                    stored = view.get(piece.chunk_id)
-                    if stored is not None:
-                        data = self._look(piece, stored)
-                        _make_present(piece.chunk_id, data)  # one that was verified long ago may be gone since
-                        chunks[piece.chunk_id] = bytes(data)
+                    if (stored := view.get(piece.chunk_id)) is not None:
+                        chunks[piece.chunk_id] = self._content(piece, stored)
                 except CacheError:
                     damaged.append(piece.chunk_id)
-        return chunks, damaged
+        return _Local(None, chunks, damaged, [piece for piece in pieces if piece.chunk_id in chunks], 0.0)
+
+    def _go_on(self, view: ChunkView, offset: int, length: int) -> None:
+        """Have the disk begin to read what the reader of this range will want next."""
+        if self._ahead and (coming := self._ahead.follow(offset, length)):
+            with contextlib.suppress(CacheError):
+                if not view.read_ahead([piece.chunk_id for piece in self.map.pieces(coming.start, len(coming))]):
+                    self._ahead.was_in_memory(offset, length)
+
+    def _waited_for_disk(self, offset: int, length: int, seconds: float) -> None:
+        self._ahead.waited(offset, length)
+        self.observer.waited(offset, length, Waited(disk=seconds))
+
+    def _content(self, piece: Piece, stored: StoredChunk) -> bytes:
+        """Raise ``ChunkCorruptError``."""
+        content = decode(stored, piece.chunk_id, verify=self._is_unverified(piece))
+        if len(content) != piece.size:
+            raise ChunkCorruptError(piece.chunk_id, f"it has {len(content)} bytes, the chunk map says {piece.size}")
+        return content
+
+    def _is_unverified(self, piece: Piece) -> bool:
+        return self._seen == _NEVER or not self._state[piece.index] & _VERIFIED
+
+    def _mark(self, verified: Iterable[Piece]) -> None:
+        for piece in verified:
+            self._state[piece.index] |= _VERIFIED
+            self._touch(piece.index)
 
     async def _replace(self, damaged: Sequence[ChunkId]) -> None:
         self.damaged += len(damaged)
@@ -227,27 +309,9 @@ class ChainDevice:
             buffers.append(_ZEROS[: end - at])
         return buffers
 
-    def _look(self, piece: Piece, stored: StoredChunk) -> bytes | memoryview:
-        """The content, verified unless that was done before. Raise ``ChunkCorruptError``."""
-        data = stored.data
-        if stored.encoding is not Encoding.RAW:  # another version of the node stored it
-            _make_present(piece.chunk_id, data)
-            data = decode(stored, piece.chunk_id, verify=True)
-        elif self._seen == _NEVER or not self._state[piece.index] & _VERIFIED:
-            _make_present(piece.chunk_id, data)
-            if chunk_id(data) != piece.chunk_id:
-                raise ChunkCorruptError(piece.chunk_id, "its bytes in the node cache are not its own")
-            if len(data) == piece.size:
-                self._state[piece.index] |= _VERIFIED
-        if len(data) != piece.size:
-            raise ChunkCorruptError(piece.chunk_id, f"it has {len(data)} bytes, the chunk map says {piece.size}")
-        self._touch(piece.index)
-        return data
-
     def _touch(self, index: int) -> None:
         state = self._state[index]
         if not state & _TOUCHED:
-            self._touches += 1
             self.observer.touched(index)
         self._state[index] = state | _IN_USE | _TOUCHED
 
@@ -311,11 +375,3 @@ class ChainDevice:
                     chunks += 1
                     size += self.map.size_at(index)
         return chunks, size
-
-
-def _make_present(chunk: ChunkId, data: bytes | memoryview) -> None:
-    """Raise ``ChunkCorruptError`` for what the disk can not give: touching it would kill the process."""
-    try:
-        fault_in((data,))
-    except OSError as exc:
-        raise ChunkCorruptError(chunk, f"the disk can not give its bytes ({exc.strerror})") from exc

@@ -77,7 +77,13 @@ class ChainContent:
             return
         # A device of its own for each store: it knows of which chunks the bytes there were verified.
         self._device = ChainDevice(
-            self._chain, self._map, self._reader, _NoFetcher(), _drop_nothing, verify_always=self._verify_always
+            self._chain,
+            self._map,
+            self._reader,
+            _NoFetcher(),
+            _drop_nothing,
+            verify_always=self._verify_always,
+            waits_for_disk=True,
         )
         self.uses.watch(self._device)
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from fastpull.cache.fault_in import fault_in
 from fastpull.fuse_client.session.answers import answer_header, error_answer, resend_notice
-from fastpull.fuse_client.session.errors import BufferLostError, ChannelClosedError
+from fastpull.fuse_client.session.errors import ChannelClosedError
 from fastpull.fuse_client.session.files import Buffers
 from fastpull.fuse_client.session.journal import RequestJournal
 
@@ -32,8 +30,8 @@ class Connection(NamedTuple):
 class Channel:
     """Owns a FUSE connection.
 
-    Sending fails for the caller only when the bytes can not be had: an answer that the kernel does not want any
-    more is dropped, and one that can not be written becomes EIO for that request. Used on one thread.
+    Sending never fails for the caller: an answer that the kernel does not want any more is dropped, and one that can
+    not be written becomes EIO for that request. Used on one thread.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -75,20 +73,16 @@ class Channel:
     def send(self, unique: int, buffers: Buffers, length: int) -> None:
         """Answer with ``buffers``, ``length`` bytes in total, copied before this returns.
 
-        Raise ``BufferLostError`` where a buffer shows what the disk can not give; then nothing was answered.
+        Out of memory that is present: were the process killed in the middle of a copy out of a mapped file, it could
+        not fault in the rest, and the kernel would end the request with EIO.
         """
-        try:
-            if len(buffers) >= _IOV_MAX:
-                buffers = _in_few(buffers)
-            fault_in(buffers)
-        except OSError as exc:
-            raise BufferLostError(f"a page of the store's memory map can not be read: {exc.strerror}") from exc
+        if len(buffers) >= _IOV_MAX:
+            buffers = (b"".join(buffers),)
         try:
             os.writev(self._fd, (answer_header(unique, length), *buffers))
         except OSError as exc:
             if exc.errno == errno.ENOENT or exc.errno in _CLOSED:
                 return  # the caller was killed, or the mount is gone
-            # EFAULT: a page that was there a moment ago is not any more, and the disk can not give it again.
             log.warning("answer of %d bytes to request %#x failed: %s", length, unique, exc.strerror)
             self.fail(unique, errno.EIO)
         finally:
@@ -121,14 +115,3 @@ class Channel:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-
-def _in_few(buffers: Buffers) -> Buffers:
-    """At most 256 buffers with the same bytes. Read through a call that fails where the disk does."""
-    step = -(-len(buffers) // 256)
-    return [_joined(buffers[i : i + step]) for i in range(0, len(buffers), step)]
-
-
-def _joined(buffers: Sequence[bytes | memoryview]) -> bytes:
-    fault_in(buffers)  # touching a page that the disk can not give would kill the process
-    return b"".join(buffers)

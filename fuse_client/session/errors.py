@@ -9,10 +9,6 @@ class SessionError(NodeError):
     """Base of everything that this package raises on purpose."""
 
 
-class BufferLostError(SessionError):
-    """Bytes of a map that the disk can not give any more. Nothing was answered."""
-
-
 class ProtocolError(SessionError):
     """Bytes from ``/dev/fuse`` are no request that we understand.
 

@@ -27,17 +27,16 @@ class DeviceFile(Protocol):
         ...
 
     def try_read(self, offset: int, length: int, reply: Callable[[Buffers], None]) -> bool:
-        """Answer from what is local, without waiting for the network.
+        """Answer from what is here, without waiting for disk or network.
 
-        If all bytes are here, call ``reply`` once with buffers of ``length`` bytes in total and return
-        True; the buffers are copied before ``reply`` returns, so they may lie in an open view of the
-        store. What ``reply`` raises passes through: bytes that the disk can not give are asked of ``read``.
-        Else return False with nothing called. Called on the event loop.
+        If all bytes are in memory, call ``reply`` once with buffers of ``length`` bytes in total and return
+        True; the buffers are copied before ``reply`` returns. Else return False with nothing called. Called on
+        the event loop.
         """
         ...
 
     async def read(self, offset: int, length: int) -> Buffers:
-        """Fetch what is missing and return ``length`` bytes that outlive any view of the store.
+        """Wait for the disk, fetch what is missing, and return ``length`` bytes.
 
         Bounded: raise ``DeviceReadError`` after the fetcher's own retries.
         """

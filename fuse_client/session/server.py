@@ -1,9 +1,9 @@
 """Serves devices to the kernel: one FUSE mount, one flat directory, one read-only file per chain.
 
-Everything happens on the event loop's thread. What is local is answered within the callback that read the
-request, without creating a task; only misses become tasks. Every request is answered exactly once, whatever
-the device does, with one exception on purpose: ``aclose(hand_over=True)`` leaves open requests to the next
-daemon, which gets them from the kernel (FUSE_NOTIFY_RESEND) or out of the journal.
+Everything happens on the event loop's thread. What is in memory is answered within the callback that read the
+request, without creating a task; what has to come from the disk or the proxy becomes a task. Every request is
+answered exactly once, whatever the device does, with one exception on purpose: ``aclose(hand_over=True)`` leaves
+open requests to the next daemon, which gets them from the kernel (FUSE_NOTIFY_RESEND) or out of the journal.
 
 The process that runs a session must never touch the mount itself, nor anything whose data comes through it,
 from any of its own threads: killed at the wrong moment it would wait in the kernel for an answer of its own,
@@ -26,7 +26,7 @@ from fastpull.cache.tasks import Tasks
 from fastpull.fuse_client.session import answers
 from fastpull.fuse_client.session.channel import Channel, Connection
 from fastpull.fuse_client.session.directory import Directory, Node
-from fastpull.fuse_client.session.errors import BufferLostError, ChannelClosedError, ProtocolError
+from fastpull.fuse_client.session.errors import ChannelClosedError, ProtocolError
 from fastpull.fuse_client.session.files import Buffers, DeviceFile, DeviceReadError
 from fastpull.fuse_client.session.protocol import (
     ROOT_ID,
@@ -61,7 +61,7 @@ class SessionStats(msgspec.Struct):
     requests: int = 0
     reads: int = 0
     read_bytes: int = 0
-    misses: int = 0  # reads that became tasks
+    misses: int = 0  # reads that became tasks: from the disk or the proxy
     failed_reads: int = 0
 
 
@@ -77,10 +77,7 @@ class Answer:
         self.given = False
 
     def data(self, buffers: Buffers) -> None:
-        """Answer with the bytes. A wrong number of them becomes EIO: EROFS would read zeros instead.
-
-        Raise ``BufferLostError`` when the disk can not give them; the answer is still to be given then.
-        """
+        """Answer with the bytes. A wrong number of them becomes EIO: EROFS would read zeros instead."""
         if self.given:
             log.error("second answer to request %#x dropped", self.unique)
             return
@@ -89,8 +86,8 @@ class Answer:
             log.error("a device gave %d bytes for a read of %d; the read fails", total, self.length)
             self.error(errno.EIO)
             return
-        self._channel.send(self.unique, buffers, total)
         self.given = True
+        self._channel.send(self.unique, buffers, total)
 
     def error(self, code: int) -> None:
         if not self.given:
@@ -322,8 +319,6 @@ class FuseSession:
             return
         try:
             local = node.device.try_read(request.offset, answer.length, answer.data)
-        except BufferLostError:
-            local = False
         except Exception:
             log.exception("%s: looking for %d bytes at %d failed", node.name.decode(), answer.length, request.offset)
             answer.error(errno.EIO)

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 _WRITE_SECONDS = 60.0  # for a block of about 1 MiB; a reader that takes longer is gone
 
 
-async def send(response: web.StreamResponse, block: bytes) -> None:
+async def send(response: web.StreamResponse, block: bytes | bytearray) -> None:
     """Write one block. Raise ``TimeoutError`` or ``ConnectionError`` for a reader that is gone."""
     async with asyncio.timeout(_WRITE_SECONDS):
         await response.write(block)
