@@ -36,7 +36,7 @@ class Block:
 
 
 def measure(store: Viewable, ids: Sequence[ChunkId], start: int) -> int | None:
-    """The length of all frames from ``ids[start]`` on; ``None`` when a chunk is missing or damaged."""
+    """The length of all frames from ``ids[start]`` on; ``None`` when a chunk is missing or its record damaged."""
     total = (len(ids) - start) * HEADER.size
     with store.view() as view:
         try:

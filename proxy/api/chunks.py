@@ -37,7 +37,7 @@ async def post_chunks(request: web.Request) -> web.StreamResponse:
     block = gather(services.store, ids, 0, verify=verify, skip_missing=False)
     count(block, 0)
     length = len(block.data) if block.stop == len(ids) else None
-    if length is None and not verify:
+    if length is None and not verify and not block.damaged:
         rest = measure(services.store, ids, block.stop)
         length = None if rest is None else len(block.data) + rest
     response = web.StreamResponse()

@@ -14,6 +14,7 @@ from fastpull.config.proxy import MirrorSettings
 from fastpull.proxy.errors import MirrorError, RepositoryUnknownError, UpstreamInvalidError, UpstreamUnavailableError
 from fastpull.proxy.mirror.recent import Recent
 from fastpull.proxy.upstream.registry import Upstreams
+from fastpull.proxy.urls import parse_url
 
 _MAX_BODY = 8 * 2**20
 _REMEMBERED = 256
@@ -86,7 +87,7 @@ def next_query(link: str | None) -> str | None:
     if match is None:
         return None
     try:
-        return URL(match.group(1), encoded=True).raw_query_string or None
+        return parse_url(match.group(1), encoded=True).raw_query_string or None
     except ValueError:
         return None
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from yarl import URL
-
 from fastpull.cache.digest import Digest
 from fastpull.cache.errors import CacheError
 from fastpull.proxy.errors import MirrorError
 from fastpull.proxy.mirror.naming import Kind, parse_target
+from fastpull.proxy.urls import parse_url
 
 
 class Shelf(Protocol):
@@ -43,7 +42,7 @@ class BlobTarget:
 def find_blob(shelf: Shelf, target: str) -> BlobTarget | None:
     """Read a path with its query, as it came; ``None`` = no blob that the shelf may answer for."""
     try:
-        url = URL(target, encoded=True)
+        url = parse_url(target, encoded=True)
         namespace = url.query.get("ns")
         if not url.path.startswith("/v2/"):
             return None

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from yarl import URL
 
 from fastpull.proxy.errors import UpstreamForbiddenError
+from fastpull.proxy.urls import parse_url
 
 # Public suffixes of two labels under which strangers register names; the cheap part of the list at
 # publicsuffix.org that matters for registries. An entry that is missing matters only where an
@@ -41,7 +42,7 @@ def registrable_domain(host: str) -> str:
 def check_realm(realm: str, upstream: URL, token_hosts: Collection[str]) -> URL:
     """The realm as a URL to send credentials to. Raise ``UpstreamForbiddenError`` and say what to set."""
     try:
-        url = URL(realm)
+        url = parse_url(realm)
         port = url.port
     except ValueError as exc:
         raise UpstreamForbiddenError(f"{upstream.host}: bearer realm {realm[:200]!r} is no URL") from exc

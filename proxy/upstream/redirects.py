@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from yarl import URL
 
 from fastpull.proxy.errors import UpstreamForbiddenError, UpstreamInvalidError
+from fastpull.proxy.urls import parse_url
 
 MAX_REDIRECTS = 5
 MAX_LOCATION = 32 * 1024
@@ -25,7 +26,7 @@ def follow(current: URL, location: str | None) -> URL:
     if not location or len(location) > MAX_LOCATION:
         raise UpstreamInvalidError(f"{current.host} redirects to nowhere")
     try:
-        target = current.join(URL(location, encoded=True))
+        target = current.join(parse_url(location, encoded=True))
         host, _port = target.host, target.port
     except ValueError as exc:
         raise UpstreamInvalidError(f"{current.host} redirects to {location[:80]!r}, which is no URL") from exc

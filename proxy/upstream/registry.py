@@ -17,6 +17,7 @@ from fastpull.proxy.upstream.credentials import AnonymousProvider, make_provider
 from fastpull.proxy.upstream.login import Login
 from fastpull.proxy.upstream.tokens import TokenCache
 from fastpull.proxy.upstream.transport import Transport
+from fastpull.proxy.urls import parse_url
 
 _DOCKER_HUB_URL = "https://registry-1.docker.io"
 _MAX_DYNAMIC = 1024
@@ -26,7 +27,7 @@ def upstream_url(name: str, settings: UpstreamSettings) -> URL:
     """Where the registry ``name`` is. Raise ``ConfigError``."""
     text = settings.url or (_DOCKER_HUB_URL if name == DOCKER_HUB else f"https://{name}")
     try:
-        url = URL(text)
+        url = parse_url(text)
         host = url.host
     except ValueError as exc:
         raise ConfigError(f'[upstreams."{name}"] url = {text!r} is no URL: {exc}') from exc

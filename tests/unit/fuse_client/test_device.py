@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from fastpull.cache.codec import encode
 from fastpull.cache.digest import ChunkId, Digest, chunk_id
 from fastpull.cache.memory_store import MemoryChunkStore
-from fastpull.cache.store import Encoding, StoredChunk
+from fastpull.cache.store import ChunkView, Encoding, Filling, StoredChunk
 from fastpull.fuse_client.device import ChainDevice
 from fastpull.fuse_client.errors import ChunkUnavailableError
 from fastpull.fuse_client.fetch.queue import Want
@@ -67,10 +69,39 @@ class FakeFetcher:
         return {want.chunk: self.contents[want.chunk] for want in wants}, Waited(fetch=0.5)
 
 
+class DiskStore(MemoryChunkStore):
+    """As on a disk: memory to read into is dirty, and what is ``cold`` can be had by waiting only."""
+
+    cold = False
+    read_ahead_chunks = 0
+
+    def view(self) -> AbstractContextManager[ChunkView]:
+        with super().view() as view:
+            return nullcontext(DiskView(self, view))
+
+
+class DiskView:
+    def __init__(self, store: DiskStore, view: ChunkView) -> None:
+        self._store = store
+        self._view = view
+        self.find, self.get = view.find, view.get
+
+    def fill(self, fillings: Sequence[Filling], *, wait: bool = True) -> bool:
+        return False if self._store.cold and not wait else self._view.fill(fillings)
+
+    def room(self, length: int) -> memoryview:
+        return memoryview(bytearray(b"\xa5" * (length + 5)))
+
+    def read_ahead(self, chunks: Iterable[ChunkId]) -> int:
+        asked = len(list(chunks)) if self._store.cold else 0
+        self._store.read_ahead_chunks += asked
+        return asked
+
+
 def device_of(
     reference: Reference, local: Sequence[ChunkId] = (), **options: Any
-) -> tuple[ChainDevice, FakeFetcher, MemoryChunkStore]:
-    store = MemoryChunkStore(quota_bytes=1 << 30)
+) -> tuple[ChainDevice, FakeFetcher, DiskStore]:
+    store = DiskStore(quota_bytes=1 << 30)
     store.put_many(reference.stored(local))
     fetcher = FakeFetcher(reference.contents)
 
@@ -129,6 +160,64 @@ async def test_what_is_local_is_answered_at_once() -> None:
     done="a byte flipped",
     promised="the reader gets the right bytes, later",
 )
+async def test_large_reads_wait_for_the_disk_without_stopping_others() -> None:
+    """What is in the node cache is never fetched, however long the disk takes."""
+    reference = Reference([50_000] * 4)
+    device, fetcher, store = device_of(reference, list(reference.contents))
+    store.cold = True
+
+    assert not device.try_read(0, 150_000, lambda _: None)
+    assert await read(device, 0, 150_000) == reference.flat[:150_000]
+    assert fetcher.wanted == []
+    assert device.misses == 0
+    assert device.reads == 1
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_small_reads_of_a_quick_disk_are_waited_for(waits: bool) -> None:
+    reference = Reference([50_000] * 4)
+    device, _fetcher, store = device_of(reference, list(reference.contents), waits_for_disk=waits)
+    store.cold = True
+    got: list[bytes] = []
+
+    assert device.try_read(4096, 4096, lambda buffers: got.append(b"".join(buffers)))
+    assert got == [reference.flat[4096:8192]]
+
+
+async def test_who_goes_on_after_a_wait_finds_it_read_ahead() -> None:
+    reference = Reference([20_480] * 100)
+    device, _fetcher, store = device_of(reference, list(reference.contents))
+    store.cold = True
+    for offset in range(0, 20 * 20_480, 20_480):
+        assert await read(device, offset, 20_480) == reference.flat[offset : offset + 20_480]
+
+    assert store.read_ahead_chunks >= 20
+
+
+async def test_a_read_that_is_given_up_waits_for_its_thread() -> None:
+    """Else the store could be closed under it."""
+    reference = Reference([200_000])
+    device, _fetcher, store = device_of(reference, list(reference.contents))
+    store.cold = True
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def slow_view() -> AbstractContextManager[ChunkView]:
+        begun.set()
+        assert go_on.wait(30)
+        ended.set()
+        return DiskStore.view(store)
+
+    device._store = type("Slow", (), {"view": staticmethod(slow_view)})()  # type: ignore[assignment]
+    task = asyncio.get_running_loop().create_task(device.read(0, 200_000))  # noqa: TID251
+    assert await asyncio.to_thread(begun.wait, 30)
+    task.cancel()
+    asyncio.get_running_loop().call_later(0.05, go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert ended.is_set()
+
+
 async def test_a_damaged_chunk_is_dropped_and_fetched_again() -> None:
     """Flipped bits in the node cache never reach a reader."""
     reference = Reference([5000] * 5)

@@ -3,12 +3,10 @@
 import asyncio
 import errno
 import logging
-import mmap
 import os
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 from fakes.devices import MemoryDevice, RemoteDevice, pattern
@@ -178,27 +176,6 @@ async def test_a_second_answer_is_never_sent(kernel: FakeKernel, device: DeviceF
         unique = kernel.read(NODE, 0, 4096)
 
         assert await answered(kernel) == [Reply(unique, 0, DATA[:4096])]
-
-
-class FailingMapDevice(MemoryDevice):
-    """Local in a map that fails, and to be had otherwise."""
-
-    async def read(self, offset: int, length: int) -> Buffers:
-        return (DATA[offset : offset + length],)
-
-
-async def test_a_page_that_the_disk_can_not_give_is_had_otherwise(kernel: FakeKernel, tmp_path: Path) -> None:
-    """The store's memory map behind a device may fail to fault in: the device gets the bytes from elsewhere."""
-    path = tmp_path / "map"
-    path.write_bytes(DATA)
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-        file.truncate(0)
-        with memoryview(mapped) as view:
-            async with serving(kernel, FailingMapDevice(view)) as session:
-                unique = kernel.read(NODE, 0, 4096)
-                assert await answered(kernel) == [Reply(unique, 0, DATA[:4096])]
-                session.remove("blob")
-                del session
 
 
 async def test_many_small_buffers_are_one_answer(kernel: FakeKernel) -> None:
