@@ -37,11 +37,12 @@ sys.path[:0] = [str(Path(__file__).parents[1] / part) for part in ("tests", "dep
 from build_image import build
 from far_side import FarProxy, FarRegistry, Link, bits_per_second, seconds, shaped_link
 from harness.containerd import SNAPSHOTTER, Containerd
+from harness.lab import drop_page_cache
 from harness.mounts import unmount_all_below
 from harness.node import Node
 from harness.oci import Image
 from harness.processes import run
-from harness.starts import NAMESPACE, READY, drop_page_cache, received_bytes, remove, run_container, until_connected
+from harness.starts import NAMESPACE, READY, received_bytes, remove, run_container, until_connected
 from harness.waiting import until
 from next_tag import next_demo
 from report import Report, main

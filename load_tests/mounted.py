@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.lab import drop_page_cache
 from harness.mounts import unmount_all_below
 from harness.node import Node
 from harness.processes import run
 from harness.stack import Stack
-from harness.starts import NAMESPACE, READY, STARTED, drop_page_cache, pull, remove, run_container
+from harness.starts import NAMESPACE, READY, STARTED, pull, remove, run_container
 from harness.waiting import until
 
 from fastpull.cache.digest import Digest, chain_ids

@@ -37,9 +37,9 @@ sys.path[:0] = [str(Path(__file__).parents[1] / part) for part in ("tests", "dep
 
 from build_image import build
 from harness.containerd import SNAPSHOTTER
+from harness.lab import drop_page_cache
 from harness.oci import Image
 from harness.stack import Stack
-from harness.starts import drop_page_cache
 from mounted import MIB, RANDOM, READ, Mounted, mounted, rounds, timed, top_chain
 from report import Report, main
 

@@ -26,10 +26,11 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "tes
 
 from build_image import build
 from harness.containerd import SNAPSHOTTER
+from harness.lab import drop_page_cache
 from harness.oci import Image
 from harness.processes import run
 from harness.stack import Stack
-from harness.starts import Start, disk_bytes, drop_page_cache, received_bytes, start
+from harness.starts import Start, disk_bytes, received_bytes, start
 
 CACHE = Path("/var/cache/fastpull-demo")
 WORK = Path("/var/lib")  # a real disk; /tmp may live in memory

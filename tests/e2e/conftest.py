@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from harness.images import ImageMaker
-from harness.mounts import unmount_all_below
+from harness.lab import short_directory
 from harness.registry import Registry
 
 NEEDED = ("containerd", "runc", "ctr", "ctr-remote", "docker-registry", "skopeo", "gcc")
@@ -25,17 +23,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if reason and here in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=reason))
-
-
-@contextlib.contextmanager
-def short_directory() -> Iterator[Path]:
-    """A directory with a name short enough for unix sockets; unmounted and removed at the end."""
-    path = Path(tempfile.mkdtemp(prefix="fp-"))
-    try:
-        yield path
-    finally:
-        unmount_all_below(path)
-        shutil.rmtree(path)
 
 
 @pytest.fixture

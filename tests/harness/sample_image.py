@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from fakes.layers import Content, directory, hardlink, layers, symlink
 from fakes.node_api import FakeProxy
 
-from harness.mounts import unmount_all_below
 from harness.processes import run
 
 CHUNK_BYTES = 40_000
@@ -45,19 +40,3 @@ class SampleImage:
 def sums(path: Path) -> str:
     """The checksums of all files, as ``sha256sum`` prints them, sorted by path."""
     return run("sh", "-c", "find . -type f | LC_ALL=C sort | xargs sha256sum", cwd=path, seconds=120)
-
-
-def drop_caches() -> None:
-    """Nothing of any file is in memory."""
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")
-
-
-@contextmanager
-def short_directory() -> Iterator[Path]:
-    """With a path that leaves room for unix sockets (they end after 107 bytes). At the end nothing is mounted in it."""
-    path = Path(tempfile.mkdtemp(prefix="fpn-", dir="/tmp"))
-    try:
-        yield path
-    finally:
-        unmount_all_below(path)
-        shutil.rmtree(path)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.containerd import SNAPSHOTTER, Containerd
-from harness.processes import run
 from harness.waiting import until
 
 NAMESPACE = "default"
@@ -110,12 +109,6 @@ def remove(containerd: Containerd, image: str) -> None:
     """The image, and by a whole garbage collection its snapshots and blobs."""
     containerd.ctr("images", "rm", "--sync", image, namespace=NAMESPACE, check=False)
     containerd.ctr("content", "prune", "references", namespace=NAMESPACE)
-
-
-def drop_page_cache() -> None:
-    """As after a boot: nothing of any file is in memory."""
-    run("sync")
-    Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
 @contextlib.contextmanager

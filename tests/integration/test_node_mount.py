@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 from harness.fault_rows import Seen
+from harness.lab import drop_page_cache, short_directory
 from harness.mounts import mount_points_below
 from harness.node import Node
 from harness.processes import free_port, run
-from harness.sample_image import SampleImage, drop_caches, short_directory, sums
+from harness.sample_image import SampleImage, sums
 from harness.waiting import until
 
 from fastpull.cache.wire import Plan
@@ -90,7 +91,7 @@ def test_a_mounted_image_reads_as_it_was_built(image: SampleImage, node: Node, r
     assert (status["driver"], status["holder_is_up"]) == ("erofs", True)
 
     before = len(image.proxy.requests)
-    drop_caches()
+    drop_page_cache()
     assert sums(path) == image.sums()
     assert len(image.proxy.requests) == before, "everything is in the node cache"
 
@@ -145,7 +146,7 @@ def test_a_restart_needs_no_proxy(image: SampleImage, root: Path, node: Node) ->
     node.config.write_text(node.config.read_text().replace(image.proxy.url, "http://127.0.0.1:9"))
     node.restart()
 
-    drop_caches()
+    drop_page_cache()
     assert sums(path) == image.sums()
 
 

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 from harness.fault_rows import Seen
+from harness.lab import drop_page_cache, short_directory
 from harness.mounts import mount_points_below
 from harness.node import Node
 from harness.portable import children_below
 from harness.processes import run
-from harness.sample_image import SampleImage, drop_caches, short_directory, sums
+from harness.sample_image import SampleImage, sums
 from harness.waiting import until
 
 from fastpull.cache.digest import chunk_id
@@ -81,7 +82,7 @@ def test_a_mounted_image_reads_as_it_was_built(image: SampleImage, node: Node, r
     for fd in (Path("/proc") / str(child) / "fd").iterdir():
         assert "snapshotter" not in os.readlink(fd), "nothing of the daemon's lives on in it"
 
-    drop_caches()
+    drop_page_cache()
     before = len(image.proxy.requests)
     node.kill()
     assert sums(path) == image.sums(), "without a daemon"
@@ -104,7 +105,7 @@ def test_a_start_is_traced_whoever_answers(image: SampleImage, node: Node, root:
     assert image.proxy.traces == [], "it was a look, no start"
 
     node.command("mount", "--start", "demo:1", root / "start")
-    drop_caches()
+    drop_page_cache()
     wanted = [b"lib/m010.py", b"big", b"lib/m050.py"]
     for name in wanted:
         run("cat", root / "start" / os.fsdecode(name))
@@ -232,7 +233,7 @@ def test_bytes_that_can_not_be_had_are_an_error_of_that_read(
             (path / "big").read_bytes()
         assert caught.value.errno == errno.EIO
         assert local == image.files[b"lib/m002.py"]
-        drop_caches()
+        drop_page_cache()
         assert (path / "lib" / "m002.py").read_bytes() == local
         image.proxy.budget = math.inf
         until(lambda: hashlib.sha256((path / "big").read_bytes()).digest(), "it can be read", ignore=(OSError,))
@@ -259,7 +260,7 @@ def test_drivers_may_change_under_what_is_mounted(
             node.process.stop(group=False)
         node.start()
         assert node.status()["driver"] == "erofs"
-        drop_caches()
+        drop_page_cache()
         assert (other / "hello").read_bytes() == b"other\n"
         assert sums(path) == image.sums()
         run("umount", path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness.failing_disk import FailingDisk
-from harness.sample_image import short_directory
+from harness.lab import short_directory
 
 
 @pytest.fixture

@@ -96,14 +96,14 @@ def mounted_chain(root: Path, cache: Path) -> Iterator[MountedChain]:
     "node disk: EIO on reads of the node cache",
     done="everything local and forgotten by the page cache; the disk fails every read",
     promised="chunks come from the proxy, one log line and a metric say so, the daemon does not die (SIGBUS); "
-    "local again once the disk works. Before Linux 5.14 the daemon dies, and readers wait for the next one",
+    "local again once the disk works",
 )
 def test_bytes_that_the_disk_does_not_give_come_from_the_proxy(root: Path, disk: FailingDisk, seen: Seen) -> None:
     """Also for chunks that were read and verified before: their pages may be gone."""
     with mounted_chain(root, disk.path / "cache") as chain:
         assert chain.reads()
         chain.until_local()
-        chain.node.restart()  # nothing is mapped
+        chain.node.restart()
         assert chain.reads(len(DATA) // 2), "and is verified from here on"
         pid = chain.daemon.status().pid
         asked = len(chain.proxy.requests)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from fakes.layers import Content, layer
 from fakes.node_api import FakeProxy
+from harness.lab import short_directory
 from harness.node import Node
-from harness.sample_image import short_directory
 
 from fastpull.fuse_client.cli.connection import DaemonConnection
 

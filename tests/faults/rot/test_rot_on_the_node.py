@@ -17,10 +17,10 @@ import pytest
 from fakes.layers import Content, directory, layers
 from fakes.node_api import FakeProxy
 from harness.fault_rows import Seen
+from harness.lab import drop_page_cache
 from harness.mounts import unmount_all_below
 from harness.node import Node
 from harness.processes import run
-from harness.sample_image import drop_caches
 from harness.waiting import until
 
 from fastpull.fuse_client.chain_files import BOOTSTRAP, CHUNK_MAP
@@ -101,7 +101,7 @@ def rot_cache(node: Node, count: int) -> None:
     (segment,) = (node.data / "cache").glob("*.chunks")
     for number in range(count):
         flip(segment, (number * 2 + 1) * FILES * SIZE // (2 * count))
-    drop_caches()
+    drop_page_cache()
     node.start()
 
 

@@ -208,7 +208,7 @@ async def test_a_read_that_is_given_up_waits_for_its_thread() -> None:
         return DiskStore.view(store)
 
     device._store = type("Slow", (), {"view": staticmethod(slow_view)})()  # type: ignore[assignment]
-    task = asyncio.get_running_loop().create_task(device.read(0, 200_000))  # noqa: TID251
+    task = asyncio.get_running_loop().create_task(device.read(0, 200_000))
     assert await asyncio.to_thread(begun.wait, 30)
     task.cancel()
     asyncio.get_running_loop().call_later(0.05, go_on.set)
