@@ -81,10 +81,13 @@ class _Local(NamedTuple):
     """What the store has of a range: all of it, or some of its chunks."""
 
     data: bytes | None
-    chunks: dict[ChunkId, bytes]
+    chunks: Mapping[ChunkId, bytes]
     damaged: Sequence[ChunkId]
     news: Sequence[Piece]
     waited: float
+
+
+_NOTHING = _Local(None, {}, (), (), 0.0)
 
 
 class _Unobserved:
@@ -154,7 +157,10 @@ class ChainDevice:
 
     async def read(self, offset: int, length: int) -> Buffers:
         pieces = self.map.pieces(offset, length)
-        local = await in_thread(self._from_disk, pieces, offset, length)
+        if any(self._store.has([piece.chunk_id for piece in pieces])):
+            local = await in_thread(self._from_disk, pieces, offset, length)
+        else:
+            local = _NOTHING
         self._mark(local.news)
         self.reads += 1
         if local.data is not None:
@@ -162,7 +168,7 @@ class ChainDevice:
             return (local.data,)
         if local.damaged:
             await self._replace(local.damaged)
-        chunks = local.chunks
+        chunks = dict(local.chunks)
         missing = [piece for piece in pieces if piece.chunk_id not in chunks]
         if missing:
             self.misses += 1

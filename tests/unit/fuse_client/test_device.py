@@ -207,7 +207,7 @@ async def test_a_read_that_is_given_up_waits_for_its_thread() -> None:
         ended.set()
         return DiskStore.view(store)
 
-    device._store = type("Slow", (), {"view": staticmethod(slow_view)})()  # type: ignore[assignment]
+    store.view = slow_view  # type: ignore[method-assign]
     task = asyncio.get_running_loop().create_task(device.read(0, 200_000))
     assert await asyncio.to_thread(begun.wait, 30)
     task.cancel()
