@@ -24,7 +24,9 @@ _MAP_BYTES = 1 << 40  # of addresses, not of memory: more than the writer's map,
 
 
 class LmdbChunkReader:
-    """``view`` and ``has`` of a ``ChunkStore``; chunks that are put later show, those that are evicted do not.
+    """``view``, ``has`` and ``read_ahead`` of a ``ChunkStore``.
+
+    Chunks that are put later show, those that are evicted do not.
 
     The writer knows of open views and gives no space back that one may need. A writer that starts the store anew,
     empty, is noticed before bytes of the new one could be taken for those of the old: see ``is_current``.
@@ -74,6 +76,11 @@ class LmdbChunkReader:
     def has(self, chunks: Sequence[ChunkId]) -> list[bool]:
         with translated(self._path), self.environment.begin(self.index) as transaction:
             return [transaction.get(chunk) is not None for chunk in chunks]
+
+    def read_ahead(self, chunks: Sequence[ChunkId]) -> int:
+        """As ``ChunkStore.read_ahead``."""
+        with translated(self._path, with_system_calls=True), LmdbView(self, self._segments) as view:
+            return view.read_ahead(chunks)
 
     def tidy(self) -> None:
         """Let go of segments that are gone, and of resident pages, which stay in the page cache. For every minute."""

@@ -1,6 +1,6 @@
 """Reading chunks from the store on disk: the hot path of the node and of the proxy.
 
-The segments are read, not mapped. Of an 8 KiB read and one of 512 KiB in nine chunks, both in the page cache: 71 and
+The segments are read, not mapped. Of a read of 4 KiB and one of 512 KiB in nine chunks, both in the page cache: 71 and
 300 us through the node where bytes are copied into memory that is used again (``scratch.py``), 107 and 410 where the
 kernel takes them out of a map, which costs a fault or the look-up of a page every 4 KiB. A map also brings SIGBUS where
 the disk fails, page-wise reads of the disk where the kernel believes that reading ahead is in vain, and pages that
@@ -99,6 +99,7 @@ class LmdbView:
         return StoredChunk(place.encoding, place.size, data)
 
     def read_ahead(self, chunks: Iterable[ChunkId]) -> int:
+        """``ChunkStore.read_ahead``."""
         spans = joined(sorted(self._places(chunks)))
         return sum(self._segments.read_ahead(*span) for span in spans)
 

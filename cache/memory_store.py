@@ -37,9 +37,6 @@ class _Snapshot:
             buffer[:] = self._found[place.segment][skip : skip + len(buffer)]
         return True
 
-    def read_ahead(self, chunks: Iterable[ChunkId]) -> int:  # noqa: ARG002 - the protocol's name
-        return 0
-
     def room(self, length: int) -> memoryview:
         return memoryview(bytearray(length))
 

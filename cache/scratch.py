@@ -2,8 +2,8 @@
 
 A new buffer of 512 KiB costs 128 page faults, some 50 us, as much as the copy into it. And these pages are present: a
 process that is killed while the kernel copies out of them does not cut an answer in two, as it would out of pages of
-a mapped file, which a dying process can not fault in any more. A buffer begins with a page: the kernel copies into and
-out of whole pages a tenth faster.
+a mapped file, which a dying process can not fault in any more. A buffer begins with a page, so that the kernel can
+copy page by page.
 """
 
 from __future__ import annotations

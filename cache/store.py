@@ -67,10 +67,6 @@ class ChunkView(Protocol):
         """Memory to read into, that holds anything and must not be used any more once the view is closed."""
         ...
 
-    def read_ahead(self, chunks: Iterable[ChunkId]) -> int:
-        """``ChunkStore.read_ahead``."""
-        ...
-
     def get(self, chunk: ChunkId) -> StoredChunk | None:
         """A copy. Raise ``ChunkCorruptError`` also where the disk can not give it."""
         ...

@@ -60,6 +60,8 @@ class LocalChunks(Protocol):
 
     def has(self, chunks: Sequence[ChunkId]) -> list[bool]: ...
 
+    def read_ahead(self, chunks: Sequence[ChunkId]) -> int: ...
+
 
 class FetchesChunks(Protocol):
     """``Fetcher``, as far as a device needs it."""
@@ -149,7 +151,7 @@ class ChainDevice:
                 return False
             self._mark(found.news)
             reply((found.data,))
-            self._go_on(view, offset, length)
+        self._go_on(offset, length)
         if found.waited:
             self._waited_for_disk(offset, length, found.waited)
         self.reads += 1
@@ -158,6 +160,7 @@ class ChainDevice:
     async def read(self, offset: int, length: int) -> Buffers:
         pieces = self.map.pieces(offset, length)
         if any(self._store.has([piece.chunk_id for piece in pieces])):
+            self._go_on(offset, length)
             local = await in_thread(self._from_disk, pieces, offset, length)
         else:
             local = _NOTHING
@@ -236,7 +239,6 @@ class ChainDevice:
     def _from_disk(self, pieces: Sequence[Piece], offset: int, length: int) -> _Local:
         """What the store has of a range. On a thread: waits for the disk, and changes nothing."""
         with self._store.view() as view:
-            self._go_on(view, offset, length)
             found = self._gather(view, pieces, offset, length, wait=True)
             if found is not None:
                 return _Local(bytes(found.data), {}, (), found.news, found.waited)
@@ -250,11 +252,12 @@ class ChainDevice:
                     damaged.append(piece.chunk_id)
         return _Local(None, chunks, damaged, [piece for piece in pieces if piece.chunk_id in chunks], 0.0)
 
-    def _go_on(self, view: ChunkView, offset: int, length: int) -> None:
+    def _go_on(self, offset: int, length: int) -> None:
         """Have the disk begin to read what the reader of this range will want next."""
         if self._ahead and (coming := self._ahead.follow(offset, length)):
+            pieces = self.map.pieces(coming.start, len(coming))
             with contextlib.suppress(CacheError):
-                if not view.read_ahead([piece.chunk_id for piece in self.map.pieces(coming.start, len(coming))]):
+                if not self._store.read_ahead([piece.chunk_id for piece in pieces]):
                     self._ahead.was_in_memory(offset, length)
 
     def _waited_for_disk(self, offset: int, length: int, seconds: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -79,6 +79,10 @@ class DiskStore(MemoryChunkStore):
         with super().view() as view:
             return nullcontext(DiskView(self, view))
 
+    def read_ahead(self, chunks: Sequence[ChunkId]) -> int:
+        self.read_ahead_chunks += len(chunks)
+        return len(chunks)
+
 
 class DiskView:
     def __init__(self, store: DiskStore, view: ChunkView) -> None:
@@ -91,11 +95,6 @@ class DiskView:
 
     def room(self, length: int) -> memoryview:
         return memoryview(bytearray(b"\xa5" * (length + 5)))
-
-    def read_ahead(self, chunks: Iterable[ChunkId]) -> int:
-        asked = len(list(chunks)) if self._store.cold else 0
-        self._store.read_ahead_chunks += asked
-        return asked
 
 
 def device_of(
