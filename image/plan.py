@@ -12,7 +12,7 @@ Plans never change what a file holds, and traces come from nodes: whatever is wr
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -142,6 +142,29 @@ def inherit(
     return best[1] if best is not None else None
 
 
+def with_counterparts(
+    inherited: LearnedPlan,
+    origin: LearnedPlan,
+    counterparts: Callable[[ChunkId], Iterable[int]],
+    *,
+    chunks: ChunkMap,
+    limits: Limits = DEFAULT_LIMITS,
+) -> LearnedPlan:
+    """What was inherited of ``origin``, and for each chunk that this chain lacks those that stand in its stead.
+
+    ``counterparts`` names them by their place in ``chunks``. Raise ``IndexFormatError`` for damaged figures.
+    """
+    figures = _Figures()
+    figures.add_all(inherited, chunks, limits)
+    for chunk, weight, rank in _rows(origin, limits):
+        if chunks.index_of(chunk) is None:
+            for place in counterparts(chunk):
+                first = chunks.index_of(chunks.id_at(place))
+                if first is not None and first not in figures.of:
+                    figures.set(first, weight, rank)
+    return figures.learned(inherited.chain_id, 0, inherited.inherited_from, chunks, limits)
+
+
 class _Figures:
     """Weight and rank of each chunk, by its first place in the chunk map."""
 
@@ -153,16 +176,7 @@ class _Figures:
 
     def add_all(self, learned: LearnedPlan, chunks: ChunkMap, limits: Limits) -> None:
         """Take over what was learned. Raise ``IndexFormatError`` for figures that are none."""
-        weights, ranks = array("d"), array("d")
-        if learned.version != VERSION or len(learned.weights) != len(learned.ranks):
-            raise IndexFormatError(f"a plan of version {learned.version} with {len(learned.ids)} bytes of ids")
-        if len(learned.weights) % 8 or len(learned.ids) != len(learned.weights) // 8 * CHUNK_ID_BYTES:
-            raise IndexFormatError(f"{len(learned.ids)} bytes of ids, {len(learned.weights)} of weights")
-        weights.frombytes(learned.weights)
-        ranks.frombytes(learned.ranks)
-        for chunk, weight, rank in islice(zip(learned.chunks(), weights, ranks, strict=True), limits.max_chunks):
-            if not (0 <= weight <= 1 and 0 <= rank <= 2**32):  # also not a number
-                raise IndexFormatError(f"a plan with the weight {weight} and the rank {rank}")
+        for chunk, weight, rank in _rows(learned, limits):
             index = chunks.index_of(chunk)
             if index is not None:
                 self.set(index, weight, rank)
@@ -200,6 +214,21 @@ class _Figures:
             weights=array("d", (self.of[index][0] for index in kept)).tobytes(),
             ranks=array("d", (self.of[index][1] for index in kept)).tobytes(),
         )
+
+
+def _rows(learned: LearnedPlan, limits: Limits) -> Iterator[tuple[ChunkId, float, float]]:
+    """Chunk, weight and rank. Raise ``IndexFormatError`` for figures that are none."""
+    weights, ranks = array("d"), array("d")
+    if learned.version != VERSION or len(learned.weights) != len(learned.ranks):
+        raise IndexFormatError(f"a plan of version {learned.version} with {len(learned.ids)} bytes of ids")
+    if len(learned.weights) % 8 or len(learned.ids) != len(learned.weights) // 8 * CHUNK_ID_BYTES:
+        raise IndexFormatError(f"{len(learned.ids)} bytes of ids, {len(learned.weights)} of weights")
+    weights.frombytes(learned.weights)
+    ranks.frombytes(learned.ranks)
+    for chunk, weight, rank in islice(zip(learned.chunks(), weights, ranks, strict=True), limits.max_chunks):
+        if not (0 <= weight <= 1 and 0 <= rank <= 2**32):  # also not a number
+            raise IndexFormatError(f"a plan with the weight {weight} and the rank {rank}")
+        yield chunk, weight, rank
 
 
 def _known(ids: Iterable[str], chunks: ChunkMap, limits: Limits) -> Iterator[int]:

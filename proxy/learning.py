@@ -14,8 +14,10 @@ from fastpull.cache.tasks import Tasks
 from fastpull.cache.wire import Plan, Trace
 from fastpull.cache.writer import Writer
 from fastpull.image.chunk_map import ChunkMap
+from fastpull.image.counterparts import Counterparts
+from fastpull.image.erofs.reader import Bootstrap
 from fastpull.image.errors import IndexFormatError
-from fastpull.image.plan import Candidate, LearnedPlan, inherit, merge
+from fastpull.image.plan import Candidate, LearnedPlan, inherit, merge, with_counterparts
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +27,14 @@ _MOST_RELATIVES = 8  # plans of the same repository that are compared, the lates
 _MOST_STRANGERS = 24  # of other repositories; each costs some 10 us for each of its chunks
 
 
-class ChunkMaps(Protocol):
+class BuiltChains(Protocol):
     """The part of ``Chains`` that is needed here."""
 
     async def chunk_map(self, chain_id: str) -> ChunkMap: ...
+
+    async def bootstrap(self, chain_id: str) -> bytes: ...
+
+    def built(self, chain_id: str) -> object | None: ...
 
 
 class Plans:
@@ -42,13 +48,13 @@ class Plans:
         database: Database,
         writer: Writer,
         tasks: Tasks,
-        chunk_maps: ChunkMaps,
+        chains: BuiltChains,
         repositories: Callable[[], Iterable[tuple[str, str]]],
     ) -> None:
         """``repositories`` gives chainID and repository of every known image, the latest first; it may block."""
         self._plans = database.table("plans", LearnedPlan)
         self._writer = writer
-        self._chunk_maps = chunk_maps
+        self._chains = chains
         self._repositories = repositories
         self._merging = asyncio.Lock()
         self._inheriting: SingleFlight[str, LearnedPlan] = SingleFlight(tasks)
@@ -64,9 +70,9 @@ class Plans:
         return learned.plan()
 
     async def learn(self, trace: Trace) -> Plan:
-        """Merge one start into the plan of its chain. Raise what ``ChunkMaps`` raises for a chain that is not here."""
+        """Merge one start into the plan of its chain. Raise as ``BuiltChains`` for a chain that is not here."""
         await self.get(trace.chain_id)  # the first start goes on top of what is inherited
-        chunks = await self._chunk_maps.chunk_map(trace.chain_id)
+        chunks = await self._chains.chunk_map(trace.chain_id)
         async with self._merging:
             previous = self._stored(trace.chain_id)
             learned = await asyncio.to_thread(_merge, trace, previous, chunks)
@@ -75,7 +81,7 @@ class Plans:
 
     async def put(self, chain_id: str, plan: Plan) -> Plan:
         """Replace the chain's plan by ``plan``, as far as the chain holds its chunks; return what is kept."""
-        chunks = await self._chunk_maps.chunk_map(chain_id)
+        chunks = await self._chains.chunk_map(chain_id)
         named = Plan(chain_id=chain_id, chunks=plan.chunks, starts=plan.starts, inherited_from=plan.inherited_from)
         async with self._merging:
             learned = await asyncio.to_thread(LearnedPlan.of, named, chunks)
@@ -93,16 +99,33 @@ class Plans:
         nothing = LearnedPlan(chain_id=chain_id)
         if not self._plans.count():
             return nothing
-        chunks = await self._chunk_maps.chunk_map(chain_id)
+        chunks = await self._chains.chunk_map(chain_id)
         learned = await asyncio.to_thread(self._best, chain_id, chunks)
         if learned is None:
             return nothing
+        learned = await self._with_changed_files(learned, chunks)
         async with self._merging:
             if (meanwhile := self._stored(chain_id)) is not None:
                 return meanwhile
             await self._writer.run(self._plans.put, chain_id, learned)
         log.info("chain %s: a plan of %d chunks inherited from %s", chain_id, len(learned), learned.inherited_from)
         return learned
+
+    async def _with_changed_files(self, learned: LearnedPlan, chunks: ChunkMap) -> LearnedPlan:
+        """For files that have changed since, what stands in them where the older image was read."""
+        origin = self._stored(learned.inherited_from)
+        if origin is None or len(learned) == len(origin) or self._chains.built(origin.chain_id) is None:
+            return learned
+        try:
+            older_chunks = await self._chains.chunk_map(origin.chain_id)
+            older = await self._chains.bootstrap(origin.chain_id)
+            newer = await self._chains.bootstrap(learned.chain_id)
+            return await asyncio.to_thread(_followed, learned, origin, older, older_chunks, newer, chunks)
+        except Exception as exc:  # noqa: BLE001 - whatever the older chain suffers from, the plan is good without
+            log.warning(
+                "chain %s: what has changed since %s is not planned: %s", learned.chain_id, origin.chain_id, exc
+            )
+            return learned
 
     def _best(self, chain_id: str, chunks: ChunkMap) -> LearnedPlan | None:
         repositories = list(self._repositories())
@@ -124,6 +147,14 @@ class Plans:
         except CacheError as exc:
             log.warning("the plan of chain %s is damaged and learned anew: %s", chain_id, exc)
             return None
+
+
+def _followed(
+    learned: LearnedPlan, origin: LearnedPlan, older: bytes, older_chunks: ChunkMap, newer: bytes, chunks: ChunkMap
+) -> LearnedPlan:
+    with Bootstrap.open(older) as older_tree, Bootstrap.open(newer) as newer_tree:
+        counterparts = Counterparts(older_tree, older_chunks, newer_tree, chunks)
+        return with_counterparts(learned, origin, counterparts.of, chunks=chunks)
 
 
 def _merge(trace: Trace, previous: LearnedPlan | None, chunks: ChunkMap) -> LearnedPlan:

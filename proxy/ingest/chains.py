@@ -133,6 +133,10 @@ class Chains:
             self._maps.move_to_end(chain_id)
         return chunk_map
 
+    async def bootstrap(self, chain_id: str) -> bytes:
+        """Raises as ``ensure``."""
+        return await asyncio.to_thread(plain, await self.artifact(chain_id, "bootstrap"))
+
     async def layers_of_places(self, chain_id: str) -> tuple[tuple[str, ...], bytes]:
         """The layers, lowest first, and which of them brought each chunk: u16 for each place of the chunk map.
 

@@ -101,13 +101,18 @@ def demanded_share(report: dict[str, Any]) -> float:
 def test_the_second_start_and_the_next_tags_first_ask_for_almost_nothing(
     stack: Stack, images: ImageMaker, registry: Registry, tmp_path: Path
 ) -> None:
-    """Less than 5 % of their bytes: the rest is here before it is needed. Nobody prepared anything."""
+    """Less than 5 % of their bytes: the rest is here before it is needed. Nobody prepared anything, and files that have
+    changed since are known by their paths.
+    """
     layout = images.layout
     shared = [*images.image(images.push()).layers, layout.add_layer(files("a"))]
     old, new = files("b"), files("b")
     changed = bytearray(content("b0", MIB))
     changed[500_000:500_100] = b"the next version has other bytes, and more of them" * 3
     new[1] = file("b/0", bytes(changed))
+    rewritten = {n: content(f"rewritten {n}", MIB + 1000) for n in (2, 4, 6)}  # an eighth of what is read
+    for n, data in rewritten.items():
+        new[1 + n] = file(f"b/{n}", data)
     first_tag = registry.push(layout.add_image("learn-1", [*shared, layout.add_layer(old)]), "learn/app:1")
     next_tag = registry.push(layout.add_image("learn-2", [*shared, layout.add_layer(new)]), "learn/app:2")
     stack.proxy.warm(first_tag)
@@ -131,7 +136,7 @@ def test_the_second_start_and_the_next_tags_first_ask_for_almost_nothing(
     assert second["plan_misses"] < 0.05 * second["used_chunks"]
 
     said, next_chain = start(stack, next_tag, program("a", "b"))
-    expected[NEEDED : NEEDED + 1] = sums(images, tmp_path, bytes(changed))
+    expected[NEEDED : NEEDED + 4] = sums(images, tmp_path, bytes(changed), *rewritten.values())
     assert said.splitlines() == expected
     assert next_chain != chain
     end(stack, next_tag)

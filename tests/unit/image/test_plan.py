@@ -14,9 +14,10 @@ from fastpull.cache.wire import Plan, Trace
 from fastpull.image import chunk_map
 from fastpull.image.chunk_map import ChunkMap
 from fastpull.image.errors import IndexFormatError
-from fastpull.image.plan import Candidate, LearnedPlan, Limits, inherit, merge
+from fastpull.image.plan import Candidate, LearnedPlan, Limits, inherit, merge, with_counterparts
 
 CHAIN = "sha256:" + "c" * 64
+OTHER = "sha256:" + "d" * 64
 IDS = [chunk_id(b"%d" % number) for number in range(40)]
 
 
@@ -247,3 +248,37 @@ def test_any_starts_give_a_plan_within_bounds(starts: list[tuple[list[int], str,
     assert set(found) <= set(range(20)) & {number for numbers, _, _ in starts for number in numbers}
     assert learned(previous=plan, chunks=held, max_chunks=max_chunks) == plan
     assert all(isinstance(chunk, bytes) and ChunkId(chunk) in held for chunk in plan.chunks())
+
+
+def test_what_stands_where_a_lost_chunk_stood_takes_its_place() -> None:
+    """With its weight and its rank; what is shared stays as it is."""
+    origin = learned(start(1, 2, 3), start(1, 2, 3))
+    newer = device(1, 3, 20, 21)
+    shared = inherit([Candidate(origin, "r")], chain_id=OTHER, repository="r", chunks=newer)
+    assert shared is not None
+    assert order(shared) == [1, 3]
+
+    followed = with_counterparts(shared, origin, {IDS[2]: [2, 3]}.__getitem__, chunks=newer)
+
+    assert order(followed) == [1, 20, 21, 3]
+    assert (followed.chain_id, followed.starts, followed.inherited_from) == (OTHER, 0, CHAIN)
+
+
+def test_a_counterpart_that_is_planned_already_stays_where_it_is() -> None:
+    origin = learned(start(1, 2, 3))
+    newer = device(3, 1)
+    shared = inherit([Candidate(origin, "r")], chain_id=OTHER, repository="r", chunks=newer)
+    assert shared is not None
+
+    assert with_counterparts(shared, origin, lambda _: [0, 1], chunks=newer) == shared
+
+
+def test_counterparts_keep_the_limits() -> None:
+    origin = learned(start(1, 2, 3))
+    newer = device(1, *range(10, 40))
+    shared = inherit([Candidate(origin, "r")], chain_id=OTHER, repository="r", chunks=newer)
+    assert shared is not None
+
+    followed = with_counterparts(shared, origin, lambda _: range(1, 31), chunks=newer, limits=Limits(max_chunks=7))
+
+    assert len(followed) == 7

@@ -15,9 +15,10 @@ from fastpull.fuse_client.report.html import page
 from fastpull.fuse_client.report.places import UNKNOWN, Places
 from fastpull.fuse_client.report.text import report_lines
 from fastpull.fuse_client.start_record import Fetched, StartRecord, Wait
+from fastpull.image.file_places import FilePlace
 
 CHAIN = "sha256:" + "ab" * 32
-PLACES = Places({0: (5000, "/bin/<b>"), 8192: (100, "/lib/c")})
+PLACES = Places([FilePlace(0, 5000, b"bin/<b>"), FilePlace(8192, 100, b"lib/c")])
 
 
 def record(*waits: Wait, touches: tuple[tuple[int, int, int, int, bool], ...] = ()) -> StartRecord:
