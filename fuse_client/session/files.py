@@ -30,8 +30,8 @@ class DeviceFile(Protocol):
         """Answer from what is here, without waiting for disk or network.
 
         If all bytes are in memory, call ``reply`` once with buffers of ``length`` bytes in total and return
-        True; the buffers are copied before ``reply`` returns. Else return False with nothing called. Called on
-        the event loop.
+        True; the buffers are copied before ``reply`` returns, and are no maps of files: see ``Channel.send``.
+        Else return False with nothing called. Called on the event loop.
         """
         ...
 

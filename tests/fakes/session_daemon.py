@@ -2,14 +2,13 @@
 
     python -P session_daemon.py RUN_DIR (local|remote|stuck) (resend|journal) NAME=FILE ...
 
-``local`` answers at once, out of pages that are not present, ``remote`` after some milliseconds, ``stuck`` never.
+``local`` answers at once, out of memory that is used again, ``remote`` after some milliseconds, ``stuck`` never.
 ``journal``: as on a kernel that can not send requests again. SIGTERM hands over.
 """
 
 from __future__ import annotations
 
 import asyncio
-import mmap
 import os
 import random
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import uvloop
 
+from fastpull.cache.scratch import Scratch
 from fastpull.fuse_client.session.channel import Channel
 from fastpull.fuse_client.session.files import Buffers
 from fastpull.fuse_client.session.keeper import find_keeper
@@ -28,24 +28,25 @@ from fastpull.fuse_client.session.takeover import DevicesMount
 
 class FileDevice:
     def __init__(self, path: Path, mode: str) -> None:
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        self._data = memoryview(self._map)
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self._scratch = Scratch()
         self._mode = mode
 
     @property
     def size(self) -> int:
-        return len(self._data)
+        return os.fstat(self._descriptor).st_size
 
     def try_read(self, offset: int, length: int, reply: Callable[[Buffers], None]) -> bool:
         if self._mode == "local":
-            self._map.madvise(mmap.MADV_DONTNEED)  # as a store does that keeps its resident set small
-            reply((self._data[offset : offset + length],))
+            room = self._scratch.take(length)
+            os.preadv(self._descriptor, [room[:length]], offset)
+            reply((room[:length],))
+            self._scratch.give_back(room)
         return self._mode == "local"
 
     async def read(self, offset: int, length: int) -> Buffers:
         await asyncio.sleep(1e6 if self._mode == "stuck" else random.uniform(0, 0.01))
-        return (self._data[offset : offset + length],)
+        return (os.pread(self._descriptor, length, offset),)
 
 
 async def main(run_dir: Path, mode: str, recovery: str, *devices: str) -> None:

@@ -144,7 +144,7 @@ def test_a_daemon_may_die_in_the_middle_of_an_answer(
 ) -> None:
     """Ten kills of a daemon that does nothing but answer: no read fails, none hangs, none gets wrong bytes.
 
-    A kill that stops the kernel's copy half-way would end the read with EIO (``fault_in.py``).
+    A kill that stops the kernel's copy half-way would end the read with EIO (``channel.py``).
     """
     daemons["local"].serve()
     stop, out = run_dir.parent / "stop", run_dir.parent / "out"
