@@ -58,6 +58,7 @@ class Segments:
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
         self._punches = True
+        self._no_wait = os.RWF_NOWAIT
 
     def path(self, number: int) -> Path:
         return self._directory / f"{number}{_SUFFIX}"
@@ -130,9 +131,15 @@ class Segments:
         """
         descriptor = self._descriptor(number)
         try:
-            done = os.preadv(descriptor, buffers[:_IOV_MAX], offset, 0 if wait else os.RWF_NOWAIT)
+            done = os.preadv(descriptor, buffers[:_IOV_MAX], offset, 0 if wait else self._no_wait)
         except BlockingIOError:
             return False
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP or wait or not self._no_wait:
+                raise
+            log.info("%s: this file system can not tell what is in memory; reads wait for it", self._directory)
+            self._no_wait = 0
+            return self.read_into(number, offset, buffers, length)
         if done == length:
             return True
         if not wait:

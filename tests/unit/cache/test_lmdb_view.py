@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -111,6 +112,27 @@ def test_what_only_the_disk_has_is_not_waited_for(
         assert not view.fill(fillings, wait=False)
         assert view.fill(fillings)
         assert bytes(room[: 3 * SIZE]) == b"".join(content(number, SIZE) for number in range(3))
+
+
+def test_where_a_file_system_can_not_tell_reads_wait(store: LmdbChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked once, not at each read."""
+    preadv = os.preadv
+    asked: list[int] = []
+
+    def unsupported(fd: int, buffers: Sequence[memoryview], offset: int, flags: int = 0) -> int:
+        if flags & os.RWF_NOWAIT:
+            asked.append(offset)
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return preadv(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", unsupported)
+    with store.view() as view:
+        room = view.room(3 * SIZE)
+        for _ in range(3):
+            assert view.fill(whole(view, range(3), room), wait=False)
+            assert bytes(room[: 3 * SIZE]) == b"".join(content(number, SIZE) for number in range(3))
+
+    assert len(asked) == 1
 
 
 def test_a_segment_that_ends_too_early_is_an_error(store: LmdbChunkStore, tmp_path: Path) -> None:
