@@ -136,9 +136,10 @@ class LmdbChunkStore:
 
     def put_many(self, chunks: Iterable[tuple[ChunkId, StoredChunk]]) -> int:
         batch = dict(chunks)
-        if any(len(stored.data) > MAX_CHUNK_BYTES for stored in batch.values()):
+        lengths = [len(stored.data) for stored in batch.values()]
+        if lengths and max(lengths) > MAX_CHUNK_BYTES:
             raise ValueError(f"a chunk has at most {MAX_CHUNK_BYTES} bytes")
-        total = sum(footprint(len(stored.data)) for stored in batch.values())
+        total = sum(map(footprint, lengths))
         if total > self._quota:
             raise StoreFullError(f"{self.path}: a batch of {total} bytes; the quota is {self._quota}")
         with self._lock:
@@ -256,8 +257,10 @@ class LmdbChunkStore:
         return taken
 
     def _put(self, chunks: Mapping[ChunkId, StoredChunk]) -> int:
-        there = self.has(list(chunks))
-        new = [chunk for chunk, known in zip(chunks, there, strict=True) if not known]
+        with self._translated(), self._index.read() as transaction:
+            seen = transaction.id()
+            find = transaction.get
+            new = [chunk for chunk in chunks if find(chunk) is None]
         used = self._take_touched() | (chunks.keys() - new)
         added = 0
         with self._translated(), self._writer.batch() as batch:
@@ -265,8 +268,9 @@ class LmdbChunkStore:
             placed = batch.append((chunk, chunks[chunk]) for chunk in new)
             with self._change() as change:
                 change.use(used)
+                is_alone = change.number == seen + 1  # no commit since: what was new is new
                 for chunk, entry in placed.items():
-                    if change.find(chunk) is None:
+                    if is_alone or change.find(chunk) is None:
                         added += change.add(chunk, entry)
                     else:  # another process was faster
                         change.waste(entry)

@@ -16,6 +16,7 @@ import lmdb
 
 from fastpull.cache.digest import ChunkId
 from fastpull.cache.errors import ChunkCorruptError
+from fastpull.cache.frames import MAX_CHUNK_BYTES
 from fastpull.cache.records import ENCODINGS, ENTRY, ENTRY_VERSION, unpack_entry
 from fastpull.cache.segments import Segments
 from fastpull.cache.spans import joined
@@ -56,15 +57,16 @@ class LmdbView:
             return None
         try:
             version, encoding, length, size, segment, offset, _ = ENTRY.unpack(entry)
-            if version == ENTRY_VERSION:
+            if version == ENTRY_VERSION and length <= MAX_CHUNK_BYTES:
                 # Twice as fast as the constructor of a NamedTuple, on the hottest line of the node.
                 return _new_tuple(ChunkPlace, (ENCODINGS[encoding], size, length, segment, offset))
         except Exception as exc:  # whatever a damaged record leads to
             if unpack_entry(chunk, entry) is None:
                 return None  # of a newer version
             raise ChunkCorruptError(chunk, f"its record can not be read ({exc})") from exc
-        unpack_entry(chunk, entry)
-        return None
+        if unpack_entry(chunk, entry) is None:
+            return None
+        raise ChunkCorruptError(chunk, "its record can not be read")
 
     def fill(self, fillings: Sequence[Filling], *, wait: bool = True) -> bool:
         read = self._segments.read_into
@@ -92,7 +94,7 @@ class LmdbView:
             return None
         try:
             data = self._segments.read(place.segment, place.offset, place.length)
-        except (OSError, OverflowError) as exc:
+        except OSError as exc:
             raise ChunkCorruptError(chunk, f"the disk can not give its bytes ({exc})") from exc
         if len(data) != place.length:
             raise ChunkCorruptError(chunk, f"its segment {place.segment} ends before it")

@@ -73,16 +73,16 @@ class Batch:
         placed: dict[ChunkId, Entry] = {}
         run: list[bytes | memoryview] = []
         appender = self._writer.current()
-        offset = appender.position
-        for chunk, stored in chunks:
-            length = len(stored.data)
-            if offset + length > appender.room:
+        number, room, offset = appender.number, appender.room, appender.position
+        for chunk, (encoding, size, data) in chunks:
+            length = len(data)
+            if offset + length > room:
                 appender.write(run)
                 self._full.append(appender)
                 appender, run = self._writer.next(), []
-                offset = appender.position
-            placed[chunk] = Entry(stored.encoding, length, stored.size, appender.number, offset, 0)
-            run.append(stored.data or b"\0")  # a place is known by where it begins, so each has a byte
+                number, room, offset = appender.number, appender.room, appender.position
+            placed[chunk] = Entry(encoding, length, size, number, offset, 0)
+            run.append(data or b"\0")  # a place is known by where it begins, so each has a byte
             offset += length or 1
         appender.write(run)
         return placed

@@ -119,8 +119,11 @@ class Segments:
                 abandoned.close()
 
     def read(self, number: int, offset: int, length: int) -> bytes:
-        """A copy. Raise ``OSError`` where the disk fails; short where the file ends."""
-        return os.pread(self._descriptor(number), length, offset)
+        """A copy. Raise ``OSError`` where the disk fails or there is no such place; short where the file ends."""
+        try:
+            return os.pread(self._descriptor(number), length, offset)
+        except OverflowError as exc:
+            raise _no_such_place(self.path(number), offset) from exc
 
     def read_into(
         self, number: int, offset: int, buffers: Sequence[memoryview], length: int, *, wait: bool = True
@@ -140,6 +143,8 @@ class Segments:
             log.info("%s: this file system can not tell what is in memory; reads wait for it", self._directory)
             self._no_wait = 0
             return self.read_into(number, offset, buffers, length)
+        except OverflowError as exc:
+            raise _no_such_place(self.path(number), offset) from exc
         if done == length:
             return True
         if not wait:
@@ -242,3 +247,8 @@ class Segments:
         if self._punches and not punch(descriptor, start, end):
             self._punches = False
             log.warning("%s: no holes on this file system; evicted space returns a segment at a time", self._directory)
+
+
+def _no_such_place(path: Path, offset: int) -> OSError:
+    """For a record that is damaged: no file has such an offset."""
+    return OSError(errno.EINVAL, f"there is no offset {offset}", str(path))

@@ -13,6 +13,7 @@ from conformance.stores import content, raw
 
 from fastpull.cache.errors import ChunkCorruptError
 from fastpull.cache.lmdb_store import LmdbChunkStore
+from fastpull.cache.records import pack_entry, unpack_entry
 from fastpull.cache.store import ChunkPlace, ChunkView, Filling
 
 SIZE = 3000
@@ -157,3 +158,28 @@ def test_a_room_is_used_again_once_the_view_is_closed(store: LmdbChunkStore) -> 
     with store.view() as view:
         assert bytes(view.room(10)[0:1]) in (b"1", b"2")
         assert len(view.room(100 << 20)) >= 100 << 20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"length": 1 << 31}, id="a length that no chunk has"),
+        pytest.param({"offset": 1 << 40}, id="behind the end"),
+        pytest.param({"offset": (1 << 64) - 1}, id="an offset that no file has"),
+        pytest.param({"segment": 77}, id="a segment that does not exist"),
+    ],
+)
+def test_a_damaged_record_costs_its_chunk_and_no_memory(store: LmdbChunkStore, change: dict[str, int]) -> None:
+    name = raw(3, SIZE)[0]
+    with store._index.environment.begin(store._index.index, write=True) as transaction:
+        entry = unpack_entry(name, transaction.get(name))
+        assert entry is not None
+        transaction.put(name, pack_entry(entry._replace(**change)))
+
+    with store.view() as view:
+        with pytest.raises(ChunkCorruptError):
+            view.get(name)
+        with pytest.raises((ChunkCorruptError, OSError)):
+            room = view.room(2 * SIZE)
+            view.fill(whole(view, [2, 3], room))
+        assert view.get(raw(2, SIZE)[0]) == raw(2, SIZE)[1]
