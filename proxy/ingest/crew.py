@@ -24,7 +24,19 @@ class Crew:
         self._on_stop = on_stop
         self._failure: BaseException | None = None
         self._threads: list[threading.Thread] = []
-        self.changed = threading.Condition()  # guards every channel of the crew, and ``_failure``
+        self._conditions: list[threading.Condition] = []
+        self._lock = threading.Lock()  # guards every channel of the crew, and ``_failure``
+
+    def condition(self) -> threading.Condition:
+        """To be notified when the crew stops. All conditions of a crew share one lock.
+
+        Several, so that a hand-over wakes one thread, which has something to do then: a thread that wakes for
+        nothing costs two switches and a turn of the GIL.
+        """
+        condition = threading.Condition(self._lock)
+        with self._lock:
+            self._conditions.append(condition)
+        return condition
 
     def spawn(self, work: Callable[[], None], *, name: str) -> None:
         thread = threading.Thread(target=self.guard, args=(work,), name=name, daemon=True)
@@ -42,10 +54,11 @@ class Crew:
 
     def stop(self, why: BaseException) -> None:
         """Make every thread that uses a channel end. The first reason given is kept. From any thread."""
-        with self.changed:
+        with self._lock:
             if self._failure is None:
                 self._failure = why
-            self.changed.notify_all()
+            for condition in self._conditions:
+                condition.notify_all()
         self._on_stop()
 
     def check(self) -> None:
@@ -70,36 +83,38 @@ class Channel(Generic[T]):
 
     def __init__(self, crew: Crew, capacity: int, *, givers: int = 1) -> None:
         self._crew = crew
-        self._changed = crew.changed
+        self._has_item = crew.condition()
+        self._has_room = crew.condition()
         self._capacity = capacity
         self._items: deque[T] = deque()
         self._givers = givers
 
     def put(self, item: T) -> None:
-        with self._changed:
+        with self._has_room:
             while len(self._items) >= self._capacity:
                 self._crew.check()
-                self._changed.wait()
+                self._has_room.wait()
             self._crew.check()
             self._items.append(item)
-            self._changed.notify_all()
+            self._has_item.notify()
 
     def close(self) -> None:
         """Nothing more will come from this giver."""
-        with self._changed:
+        with self._has_item:
             self._givers -= 1
-            self._changed.notify_all()
+            if not self._givers:
+                self._has_item.notify_all()
 
     def __iter__(self) -> Iterator[T]:
         while True:
-            with self._changed:
+            with self._has_item:
                 while not self._items and self._givers:
                     self._crew.check()
-                    self._changed.wait()
+                    self._has_item.wait()
                 self._crew.check()
                 if not self._items:
                     return
                 item = self._items.popleft()
-                self._changed.notify_all()
+                self._has_room.notify()
             yield item
             del item

@@ -3,10 +3,10 @@
     blob → inflate, hash the tar → read it, cut, name → compress what is new → write
            one thread              the caller          several threads         one thread
 
-The heavy calls (inflate, hashes, FastCDC, zstd, file writes) release the GIL; between the threads go pieces of
-1 MiB and batches of 4 MiB, so that hand-overs cost nothing. Memory is bounded by what is under way: ``_PIECES``
-pieces and a batch or two for each thread, however large the layer. A chunk is looked up in the store
-once, and compressed only if it is new.
+The heavy calls (inflate, hashes, FastCDC, zstd, file writes) release the GIL; between the threads go pieces and
+batches of 1 MiB: enough that hand-overs cost next to nothing, and so few that all of what is under way fits the
+cores' shared cache. Memory is bounded by that: ``_PIECES`` pieces and a batch or two for each thread, however
+large the layer. A chunk is looked up in the store once, and compressed only if it is new.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from fastpull.image.limits import LayerLimits
 from fastpull.proxy.ingest.crew import Channel, Crew
 from fastpull.proxy.ingest.encoding import BatchEncoder
 
-_PIECES = 8  # of 1 MiB, between inflating and reading
-_BATCH_BYTES = 4 << 20
-_BATCH_CHUNKS = 2048
+_PIECES = 4  # of 1 MiB, between inflating and reading
+_BATCH_BYTES = 1 << 20
+_BATCH_CHUNKS = 512
 _WRITE_BYTES = 16 << 20  # stored bytes in one transaction: each rewrites pages of the index
 
 Batch = list[Chunk]
