@@ -23,7 +23,8 @@ from fastpull.image.errors import LayerFormatError
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 
-_FIELDS = struct.Struct("100s24s12s12s8sc100s8s64x16s155s12s")
+_FIELDS = struct.Struct("100s24s12s12s8sc100s255s")
+_REST = struct.Struct("8s64x16s155s12s")
 _CHECKSUM = slice(148, 156)
 _USTAR = b"ustar\0"
 _GNU = b"ustar  \0"
@@ -50,7 +51,7 @@ class TarHeader(msgspec.Struct, gc=False):
 
 def parse_header(block: bytes) -> TarHeader:
     """Raise ``LayerFormatError`` for a block that is no tar header."""
-    name, owner, size, mtime, checksum, flag, link, magic, device, prefix, tail = _FIELDS.unpack(block)
+    name, owner, size, mtime, checksum, flag, link, rest = _FIELDS.unpack(block)
     if adler32(block) & 0xFFFF != _sum_of_valid(checksum):
         _check_signed(block, parse_octal(checksum))
     mode, uid, gid = _mode_and_owner(owner)
@@ -65,20 +66,11 @@ def parse_header(block: bytes) -> TarHeader:
     )
     if link[0]:
         header.link = link.partition(b"\0")[0]
-    if magic[:6] == _USTAR:
-        if tail[8:] == _STAR_TRAILER:
-            parse_number(prefix[131:143])  # atime and ctime: not kept, but broken ones make the header invalid
-            parse_number(prefix[143:])
-            prefix = prefix[:131]
-    elif magic != _GNU:
-        return header
-    elif prefix[0] or prefix[12]:
-        prefix = _mistaken_prefix(prefix)
-    else:
-        prefix = ZERO_BLOCK
-    header.major, header.minor = _device(device)
-    if prefix[0]:
-        header.name = prefix.partition(b"\0")[0] + b"/" + header.name
+    device, prefix = _device_and_prefix(rest)
+    if device is not None:
+        header.major, header.minor = device
+    if prefix:
+        header.name = prefix + header.name
     return header
 
 
@@ -128,8 +120,22 @@ def _mode_and_owner(fields: bytes) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=1024)
-def _device(fields: bytes) -> tuple[int, int]:
-    return parse_number(fields[:8]), parse_number(fields[8:])
+def _device_and_prefix(rest: bytes) -> tuple[tuple[int, int] | None, bytes]:
+    """Of everything from the magic on: the device number unless it is 0, and what goes before the name."""
+    magic, device, prefix, tail = _REST.unpack(rest)
+    if magic[:6] == _USTAR:
+        if tail[8:] == _STAR_TRAILER:
+            parse_number(prefix[131:143])  # atime and ctime: not kept, but broken ones make the header invalid
+            parse_number(prefix[143:])
+            prefix = prefix[:131]
+    elif magic != _GNU:
+        return None, b""
+    elif prefix[0] or prefix[12]:
+        prefix = _mistaken_prefix(prefix)
+    else:
+        prefix = ZERO_BLOCK
+    numbers = parse_number(device[:8]), parse_number(device[8:])
+    return numbers if any(numbers) else None, prefix.partition(b"\0")[0] + b"/" if prefix[0] else b""
 
 
 @lru_cache(maxsize=1024)

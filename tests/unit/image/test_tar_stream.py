@@ -204,6 +204,26 @@ def written(items: list[tuple[tarfile.TarInfo, bytes]], format_: int) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.parametrize(
+    "given_times", [(b"mtime",), (b"mtime", b"atime", b"ctime"), (b"mtime", b"ctime"), (b"atime",)]
+)
+def test_the_times_that_gnu_tar_and_buildkit_write_change_only_the_mtime(given_times: tuple[bytes, ...]) -> None:
+    times = {b"mtime": b"1732570000.5", b"atime": b"1732570001.123456789", b"ctime": b"7"}
+    tar = pax(*((key, times[key]) for key in given_times)) + member(b"a") + END
+    plain = only(member(b"a") + END)[0]
+    expected = 1732570000_500000000 if b"mtime" in given_times else plain.mtime_ns
+    assert only(tar)[0].mtime_ns == expected
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("off_by", [-1, 1])
+def test_a_time_record_of_another_length_than_it_says_is_refused(number: int, off_by: int) -> None:
+    lines = [b"%s=1732570000.123456789\n" % key for key in (b"mtime", b"atime", b"ctime")]
+    data = b"".join(b"%d %s" % (len(line) + 3 + (index == number) * off_by, line) for index, line in enumerate(lines))
+    with pytest.raises(LayerFormatError):
+        only(header(b"pax", flag=b"x", size=len(data)) + padded(data) + member(b"a") + END)
+
+
 @given(st.lists(infos(), max_size=6), st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]), st.integers(1, 3000))
 def test_what_pythons_tarfile_writes_is_read_back(
     items: list[tuple[tarfile.TarInfo, bytes]], format_: int, piece: int
