@@ -18,6 +18,10 @@ ROOT = 1
 # A position in a directory: the number of a block, and of an entry in it. It means the same for ever.
 _PLACE_BITS = 16  # a block of 4096 bytes holds less than 2**16 entries
 
+END = 2**31 - 1
+"""The position behind the last entry, so that nobody has to look there. No entry's own: no block has that many; and no
+larger than 32-bit programs can take."""
+
 
 def position_of(block: int, place: int) -> int:
     return (block << _PLACE_BITS) + place
@@ -66,6 +70,10 @@ class Tree:
         """
         inode = self._bootstrap.inode
         return [(entry.name, inode(entry.nid)) for entry in self._bootstrap.entries(self.inode(directory), block)]
+
+    def is_last(self, directory: int, block: int) -> bool:
+        """Whether nothing comes behind that block of a directory."""
+        return (block + 1) * layout.BLOCK >= self.inode(directory).size
 
     def readlink(self, number: int) -> bytes:
         return self._bootstrap.readlink(self.inode(number))

@@ -208,6 +208,45 @@ async def test_a_listing_goes_on_where_it_stopped(
     assert names == sorted([b".", b"..", *(b"%04d" % n for n in range(500))])
 
 
+@pytest.mark.parametrize("directories", [1, 40])
+async def test_a_second_walk_reads_nothing_of_the_bootstrap(
+    directories: int, content: FakeContent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does the end of a directory: what is not there is not looked for."""
+    made = Content()
+    names = [b"%02d" % n for n in range(directories)]
+    entries = [
+        entry for name in names for entry in (directory(name), *(made.file(name + b"/%d" % n) for n in range(200)))
+    ]
+    tree = Tree(Bootstrap.open(build_chain(layers(entries)).bootstrap))
+    ops = TreeOperations(tree, content)
+    numbers = [(await look(ops, name)).st_ino for name in names]
+    built: list[tuple[int, int]] = []
+    build = tree.entries
+    monkeypatch.setattr(tree, "entries", lambda *where: built.append(where) or build(*where))
+    monkeypatch.setattr(
+        operations.pyfuse3, "readdir_reply", lambda token, name, _, next_id: token.append(next_id) or True
+    )
+
+    async def walk() -> list[int]:
+        found: list[int] = []
+        for number in numbers:
+            token: list[int] = []
+            await ops.readdir(number, 0, token)
+            found += token
+            end: list[int] = []
+            await ops.readdir(number, token[-1], end)
+            assert end == []
+        return found
+
+    first = await walk()
+    assert len(first) == 202 * directories
+    blocks = list(built)
+    assert all(build(*where) for where in blocks), "none of them is empty"
+    assert await walk() == first
+    assert built == blocks
+
+
 @pytest.mark.parametrize(
     ("offset", "size", "expected"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fakes.layers import Content, directory, hardlink, layers, symlink
 
-from fastpull.fuse_client.portable.tree import ROOT, Tree, place_at, position_of
+from fastpull.fuse_client.portable.tree import END, ROOT, Tree, place_at, position_of
 from fastpull.image.chain import build_chain
 from fastpull.image.erofs import layout
 from fastpull.image.erofs.reader import Bootstrap
@@ -54,6 +54,7 @@ def test_every_block_of_a_directory_is_listed_once(count: int) -> None:
     block = 0
     while entries := tree.entries(d, block):
         names += [name for name, _ in entries]
+        assert tree.is_last(d, block) is not bool(tree.entries(d, block + 1))
         block += 1
     assert names == sorted([b".", b"..", *(b"%05d" % n for n in range(count))])
     assert tree.entries(d, block + 1) == []
@@ -79,3 +80,11 @@ def test_numbers_that_were_never_given_out_are_refused(number: int) -> None:
     tree = tree_of(directory(b"d"))
     with pytest.raises(IndexFormatError):
         tree.inode(number)
+
+
+def test_the_end_is_no_position_of_an_entry() -> None:
+    """And 32-bit programs can take it."""
+    block, place = place_at(END)
+    assert place > layout.BLOCK, "each entry has more than one byte"
+    assert block >= 0
+    assert END < 2**31
