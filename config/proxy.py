@@ -81,10 +81,13 @@ class MirrorSettings(Settings, frozen=True, kw_only=True):
 
 
 class CacheSettings(Settings, frozen=True, kw_only=True):
-    """Quotas of the stores under ``data_dir``."""
+    """What bounds the stores under ``data_dir``: quotas, and for what has none the time."""
 
     chunk_bytes: ByteSize = ByteSize(100 * GiB)
     blob_bytes: ByteSize = ByteSize(50 * GiB)
+    # Layer indexes, built chains and plans that nobody asked for so long are removed, unless their image was warmed;
+    # they are made again when they are needed. Looked at once an hour. 0 = never.
+    unused_seconds: Annotated[float, msgspec.Meta(ge=0)] = 30 * 86400.0
 
 
 class IngestSettings(Settings, frozen=True, kw_only=True):

@@ -13,9 +13,11 @@ from fastpull.cache.tables import Database
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.writer import Writer
 from fastpull.config.proxy import ProxySettings
-from fastpull.proxy import learning
+from fastpull.proxy import chain_uses, learning
+from fastpull.proxy.age_out import AgeOut
 from fastpull.proxy.api.application import add_api
 from fastpull.proxy.api.messaging import MAX_BODY_BYTES
+from fastpull.proxy.chain_uses import ChainUses
 from fastpull.proxy.health import Health
 from fastpull.proxy.housekeeping import keep_house
 from fastpull.proxy.ingest import state
@@ -37,7 +39,7 @@ from fastpull.proxy.scrub import checks_of_proxy
 from fastpull.proxy.services import SERVICES, Services
 
 PROBE_TABLE = "probe"
-TABLES = (*state.TABLES, *learning.TABLES, *mirror_service.TABLES, PROBE_TABLE)
+TABLES = (*state.TABLES, *learning.TABLES, *chain_uses.TABLES, *mirror_service.TABLES, PROBE_TABLE)
 
 # Layers at work beyond the pool's processes wait for upstream's bytes, not for a core.
 _LAYERS_AT_ONCE = 8
@@ -104,6 +106,9 @@ async def open_services(settings: ProxySettings, stack: AsyncExitStack) -> Servi
     await health.check(lambda: probe.put("probe", b""))
     _ = tasks.spawn(health.watch(lambda: probe.put("probe", b"")), name="health")
     _ = tasks.spawn(keep_house(store, store_writer, recently_served), name="housekeeping")
+    uses, plans = ChainUses(database), Plans(database, writer, tasks, chains, images.repositories)
+    age_out = AgeOut(uses, tables, ingest, plans, writer, unused_seconds=settings.cache.unused_seconds)
+    _ = tasks.spawn(age_out.for_ever(), name="age out")
     # Whatever ends above ends last: running ingests stop before the mirror and the pool that they use.
     stack.push_async_callback(tasks.aclose)
     return Services(
@@ -115,8 +120,9 @@ async def open_services(settings: ProxySettings, stack: AsyncExitStack) -> Servi
         ingest=ingest,
         restore=restore,
         warms=Warms(ingest, restore, store, tasks),
-        plans=Plans(database, writer, tasks, chains, images.repositories),
+        plans=plans,
         purge=Purge(ingest, mirror.manifests, mirror.blobs, store, store_writer),
         recently_served=recently_served,
+        uses=uses,
         scrubs=Scrubs(checks_of_proxy(store, store_writer, database, writer, mirror.blobs, layers, chains)),
     )

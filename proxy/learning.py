@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from fastpull.cache.errors import CacheError
@@ -94,6 +94,10 @@ class Plans:
             learned = self._stored(chain_id)
             await self._writer.run(self._plans.delete, chain_id)
         return 0 if learned is None else len(learned)
+
+    def chains(self) -> Iterator[str]:
+        """The chains that have a plan. Reads the whole table: call from a thread."""
+        return self._plans.keys()
 
     async def _inherit(self, chain_id: str) -> LearnedPlan:
         nothing = LearnedPlan(chain_id=chain_id)

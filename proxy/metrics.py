@@ -25,6 +25,7 @@
 | `fastpull_proxy_chunk_store_bytes` | gauge | - | live bytes of the chunk store |
 | `fastpull_proxy_chunk_store_chunks` | gauge | - | chunks in the store |
 | `fastpull_proxy_chunk_bytes_evicted_total` | counter | - | bytes of chunks evicted to keep the quota |
+| `fastpull_proxy_aged_out_total` | counter | kind | removed because nobody asked for it: `plan`, `chain`, `index` |
 | `fastpull_proxy_workers` | gauge | - | further processes that serve now; see `listen.workers` |
 | `fastpull_proxy_worker_answers_total` | counter | worker | answers that such a process gave by itself |
 | `fastpull_proxy_worker_restarts_total` | counter | - | such processes that ended and were started again |
@@ -75,6 +76,7 @@ INGESTS_RUNNING = Gauge("fastpull_proxy_ingests_running", "Layers at work")
 CHUNK_STORE_BYTES = Gauge("fastpull_proxy_chunk_store_bytes", "Live bytes of the chunk store")
 CHUNK_STORE_CHUNKS = Gauge("fastpull_proxy_chunk_store_chunks", "Chunks in the store")
 CHUNK_BYTES_EVICTED = Counter("fastpull_proxy_chunk_bytes_evicted", "Bytes of chunks evicted to keep the quota")
+AGED_OUT = Counter("fastpull_proxy_aged_out", "What was removed because nobody asked for it", ["kind"])
 
 WORKERS = Gauge("fastpull_proxy_workers", "Further processes that serve")
 WORKER_ANSWERS = Counter("fastpull_proxy_worker_answers", "Answers that a further process gave by itself", ["worker"])

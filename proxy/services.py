@@ -10,6 +10,7 @@ from fastpull.cache.scrub import Scrubs
 from fastpull.cache.store import ChunkStore
 from fastpull.cache.writer import Writer
 from fastpull.config.proxy import ProxySettings
+from fastpull.proxy.chain_uses import ChainUses
 from fastpull.proxy.health import Health
 from fastpull.proxy.ingest.restore import Restore
 from fastpull.proxy.ingest.service import Ingest
@@ -35,6 +36,7 @@ class Services:
     plans: Plans
     purge: Purge
     recently_served: RecentlyServed
+    uses: ChainUses
     scrubs: Scrubs
 
 

@@ -18,8 +18,9 @@ from fastpull.cache.tables import Database
 from fastpull.cache.tasks import Tasks
 from fastpull.cache.writer import Writer
 from fastpull.config.proxy import ProxySettings
-from fastpull.proxy import learning
+from fastpull.proxy import chain_uses, learning
 from fastpull.proxy.api.application import add_api
+from fastpull.proxy.chain_uses import ChainUses
 from fastpull.proxy.health import Health
 from fastpull.proxy.ingest import state
 from fastpull.proxy.learning import Plans
@@ -33,12 +34,14 @@ class Api:
     client: TestClient[web.Request, web.Application]
     parts: Parts
     services: Services
+    database: Database
+    writer: Writer
 
 
 @asynccontextmanager
 async def serve_api(tmp_path: Path) -> AsyncIterator[Api]:
     (tmp_path / "blobs").mkdir()
-    tables = (*state.TABLES, *learning.TABLES)
+    tables = (*state.TABLES, *learning.TABLES, *chain_uses.TABLES)
     with closing(Database.open(tmp_path / "db", tables=tables, map_bytes=64 << 20)) as database:
         async with Writer() as writer, Writer() as store_writer, aclosing(Tasks()) as tasks:
             store = MemoryChunkStore(quota_bytes=64 << 20)
@@ -57,6 +60,7 @@ async def serve_api(tmp_path: Path) -> AsyncIterator[Api]:
                 plans=Plans(database, writer, tasks, parts.chains, parts.images.repositories),
                 purge=Purge(parts.ingest, mirror, mirror, store, store_writer),  # type: ignore[arg-type]
                 recently_served=RecentlyServed(),
+                uses=ChainUses(database, parts.clock),
                 scrubs=Scrubs(()),
             )
             await health.check(lambda: None)
@@ -64,4 +68,4 @@ async def serve_api(tmp_path: Path) -> AsyncIterator[Api]:
             app[SERVICES] = services
             add_api(app)
             async with TestClient(TestServer(app), auto_decompress=False) as client:
-                yield Api(client, parts, services)
+                yield Api(client, parts, services, database, writer)
