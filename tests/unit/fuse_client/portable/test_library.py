@@ -27,3 +27,19 @@ assert pyfuse3.trio.Lock
         [sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_package_metadata_is_neither_needed_nor_harmed() -> None:
+    """What a mount's process imports does not bring it; who wants it later gets the real one."""
+    script = """
+import sys
+before = "importlib.metadata" in sys.modules
+import fastpull.fuse_client.portable.kernel
+assert ("importlib.metadata" in sys.modules) == before
+import importlib.metadata
+assert importlib.metadata.version("pyfuse3")[0].isdigit()
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
