@@ -158,19 +158,12 @@ class ChainDevice:
         return True
 
     async def read(self, offset: int, length: int) -> Buffers:
-        pieces = self.map.pieces(offset, length)
-        if any(self._store.has([piece.chunk_id for piece in pieces])):
-            self._go_on(offset, length)
-            local = await in_thread(self._from_disk, pieces, offset, length)
-        else:
-            local = _NOTHING
-        self._mark(local.news)
         self.reads += 1
+        pieces = self.map.pieces(offset, length)
+        local = await self._from_store(pieces, offset, length)
         if local.data is not None:
             self._waited_for_disk(offset, length, local.waited)
             return (local.data,)
-        if local.damaged:
-            await self._replace(local.damaged)
         chunks = dict(local.chunks)
         missing = [piece for piece in pieces if piece.chunk_id not in chunks]
         if missing:
@@ -185,6 +178,21 @@ class ChainDevice:
                 self._touch(piece.index)
             self.observer.waited(offset, length, waited)
         return self._compose(offset, length, pieces, chunks)
+
+    async def _from_store(self, pieces: Sequence[Piece], offset: int, length: int) -> _Local:
+        """What the store has of a range; what it lacks now is not there when this returns, unless it is damaged."""
+        local = _NOTHING
+        lacking = pieces
+        while any(self._store.has([piece.chunk_id for piece in lacking])):  # else it came while a thread looked
+            self._go_on(offset, length)
+            local = await in_thread(self._from_disk, pieces, offset, length)
+            self._mark(local.news)
+            if local.data is not None:
+                break
+            if local.damaged:
+                await self._replace(local.damaged)
+            lacking = [p for p in lacking if p.chunk_id not in local.chunks and p.chunk_id not in local.damaged]
+        return local
 
     def _gather(
         self, view: ChunkView, pieces: Sequence[Piece], offset: int, length: int, *, wait: bool
