@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,15 +31,6 @@ log = logging.getLogger(__name__)
 _END_SECONDS = 10.0
 _LOOK_SECONDS = 5.0
 _MODULE = "fastpull.proxy.ingest.worker"
-
-# For glibc; others do not look at them. Pieces of 1 MiB come and go all the time: by default each thread takes
-# them from an arena of its own and often gives them back to the kernel, which has to zero new pages then. So half
-# the page faults and 3 % of the CPU time are saved, at no more resident memory.
-_MALLOC = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
-}
 
 
 class Call:
@@ -97,13 +87,7 @@ class WorkerProcess:
         """``stall_seconds``: a worker that gets nowhere for so long is killed."""
         first = frame(setup)
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
-            _MODULE,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=_MALLOC | os.environ,  # what somebody set on purpose stays
+            sys.executable, "-P", "-m", _MODULE, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )
         worker = cls(process, tasks, stall_seconds)
         worker._input.write(first)

@@ -69,21 +69,29 @@ class Restore:
         return True
 
     async def _search(self, chain_id: str, diff_ids: Collection[str]) -> None:
-        """Start the ingest of the layers that hold what is wanted, the fewest that do."""
+        """Start the ingest of the layers that hold what is wanted, the fewest that do; of those that may, all."""
         wanted = self._wanted.pop(chain_id, set())
+        unknown: list[str] = []
         for diff_id in reversed(list(dict.fromkeys(diff_ids))):
             if not wanted:
                 return
             try:
-                index = await self._layers.index(diff_id)
-                held = wanted & await asyncio.to_thread(chunks_of, index)
+                held = wanted & await asyncio.to_thread(chunks_of, await self._layers.index(diff_id))
             except IndexFormatError as exc:
-                log.warning("%s: ingesting the layer again", exc)
-                held = set(wanted)  # perhaps; the index would know
-            if held and self._clock() - self._ended.get(diff_id, -_AGAIN_SECONDS) >= _AGAIN_SECONDS:
-                log.info("layer %s is ingested again: %d chunks of it are gone", diff_id, len(held))
-                self._ingests[diff_id] = self._tasks.spawn(self._ingest(diff_id), name=f"restore {diff_id}")
-            wanted -= held
+                log.warning("%s: only another ingest can tell what is in the layer", exc)
+                unknown.append(diff_id)
+                continue
+            if held:
+                self._start(diff_id, len(held))
+                wanted -= held
+        if wanted:
+            for diff_id in unknown:
+                self._start(diff_id, len(wanted))
+
+    def _start(self, diff_id: str, gone: int) -> None:
+        if self._clock() - self._ended.get(diff_id, -_AGAIN_SECONDS) >= _AGAIN_SECONDS:
+            log.info("layer %s is ingested again for up to %d chunks that are gone", diff_id, gone)
+            self._ingests[diff_id] = self._tasks.spawn(self._ingest(diff_id), name=f"restore {diff_id}")
 
     async def _ingest(self, diff_id: str) -> None:
         try:

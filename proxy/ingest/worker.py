@@ -6,7 +6,6 @@ because LMDB and threads do not survive a fork. Each layer runs on threads of it
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -45,7 +44,6 @@ from fastpull.proxy.ingest.pipeline import LayerPipeline, LayerSource
 log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 0.1
-_GC_THRESHOLDS = (50_000, 20, 100)  # containers made until the next look; nearly all of them die without one
 _SWITCH_SECONDS = 0.001  # may pass until a thread that comes back from C gets the GIL; the default is five times that
 
 
@@ -167,8 +165,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the proxy's to handle
     logging.basicConfig(format="%(levelname)s worker %(process)d %(name)s: %(message)s")
     sys.setswitchinterval(_SWITCH_SECONDS)
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever some library prints must not end up among the frames
     requests = _requests(sys.stdin.buffer)

@@ -152,16 +152,15 @@ async def test_a_running_node_gets_its_chunks_after_the_indexes_have_gone(api: A
     assert api.parts.store.has([chunk]) == [True]
 
 
-async def test_each_retry_of_a_node_brings_another_layer_back(api: Api) -> None:
-    """With all indexes gone nobody knows which layer holds the chunk: they come back from the top, one a question."""
+async def test_one_question_brings_all_layers_back_that_may_hold_a_chunk(api: Api) -> None:
+    """With all indexes gone nobody knows which one it is."""
     chain = await prepared(api, [LOW, HIGH, OTHER], "1")
     api.parts.clock.now += LIMIT + DAY
     assert len(await age_out(api).round()) == 5
     chunk = chunk_of(b"a" * 5000)
     api.parts.store.drop([chunk])
 
-    for _ in range(3):
-        await (await api.client.post(f"/v1/chunks?chain={chain}", data=bytes(chunk))).read()
+    await (await api.client.post(f"/v1/chunks?chain={chain}", data=bytes(chunk))).read()
 
     assert api.parts.store.has([chunk]) == [True]
 
