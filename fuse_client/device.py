@@ -228,12 +228,12 @@ class ChainDevice:
                     fillings.append((place, 0, room[start - base : stop - base]))
             waited = 0.0
             if not view.fill(fillings, wait=False):
-                if not wait and not self._disk.is_quick(length):
+                if not wait and not self._disk.are_short:
                     return None
                 begun = time.perf_counter()
                 view.fill(fillings)
                 waited = time.perf_counter() - begun
-                self._disk.took(length, waited)
+                self._disk.took(waited)
         except (CacheError, OSError):
             return None
         for piece in news:
