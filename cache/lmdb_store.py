@@ -257,10 +257,8 @@ class LmdbChunkStore:
         return taken
 
     def _put(self, chunks: Mapping[ChunkId, StoredChunk]) -> int:
-        with self._translated(), self._index.read() as transaction:
-            seen = transaction.id()
-            find = transaction.get
-            new = [chunk for chunk in chunks if find(chunk) is None]
+        there = self.has(list(chunks))
+        new = [chunk for chunk, known in zip(chunks, there, strict=True) if not known]
         used = self._take_touched() | (chunks.keys() - new)
         added = 0
         with self._translated(), self._writer.batch() as batch:
@@ -268,9 +266,8 @@ class LmdbChunkStore:
             placed = batch.append((chunk, chunks[chunk]) for chunk in new)
             with self._change() as change:
                 change.use(used)
-                is_alone = change.number == seen + 1  # no commit since: what was new is new
                 for chunk, entry in placed.items():
-                    if is_alone or change.find(chunk) is None:
+                    if change.find(chunk) is None:
                         added += change.add(chunk, entry)
                     else:  # another process was faster
                         change.waste(entry)

@@ -35,12 +35,15 @@ class Block:
     damaged: list[ChunkId]
 
 
-def measure(store: Viewable, ids: Sequence[ChunkId], start: int) -> int | None:
-    """The length of all frames from ``ids[start]`` on; ``None`` when a chunk is missing or its record damaged."""
-    total = (len(ids) - start) * HEADER.size
+def measure(store: Viewable, ids: Sequence[ChunkId], block: Block) -> int | None:
+    """The length of all frames behind ``block``; ``None`` when it can not be told: a chunk is missing or damaged."""
+    if block.damaged:
+        return None
+    rest = ids[block.stop :]
+    total = len(rest) * HEADER.size
     with store.view() as view:
         try:
-            for chunk in ids[start:]:
+            for chunk in rest:
                 place = view.find(chunk)
                 if place is None:
                     return None

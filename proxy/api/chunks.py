@@ -37,8 +37,8 @@ async def post_chunks(request: web.Request) -> web.StreamResponse:
     block = gather(services.store, ids, 0, verify=verify, skip_missing=False)
     count(block, 0)
     length = len(block.data) if block.stop == len(ids) else None
-    if length is None and not verify and not block.damaged:
-        rest = measure(services.store, ids, block.stop)
+    if length is None and not verify:
+        rest = measure(services.store, ids, block)
         length = None if rest is None else len(block.data) + rest
     response = web.StreamResponse()
     response.content_type = FRAMES_TYPE

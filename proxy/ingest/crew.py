@@ -24,9 +24,7 @@ class Crew:
         self._on_stop = on_stop
         self._failure: BaseException | None = None
         self._threads: list[threading.Thread] = []
-        # Guards every channel of the crew, and ``_failure``. One for all: a condition for each end of each channel, to
-        # wake one thread at a time, took 5 % less CPU time, but beside other work on both cores a third longer.
-        self.changed = threading.Condition()
+        self.changed = threading.Condition()  # guards every channel of the crew, and ``_failure``
 
     def spawn(self, work: Callable[[], None], *, name: str) -> None:
         thread = threading.Thread(target=self.guard, args=(work,), name=name, daemon=True)

@@ -24,15 +24,14 @@ class BatchEncoder:
     def encode(self, chunks: Sequence[Chunk]) -> list[tuple[ChunkId, StoredChunk]]:
         """Compressed where that saves at least a twentieth, else the content itself, not copied."""
         compressed = self._compressor.multi_compress_to_buffer([data for _, data in chunks], threads=0)
-        raw, zstd, make = Encoding.RAW, Encoding.ZSTD, StoredChunk
         stored = []
         segments: Iterable[memoryview] = compressed  # type: ignore[assignment]  # the stub forgets what it is
         for (chunk, data), segment in zip(chunks, segments, strict=True):
             size = len(data)
             if len(segment) > size * _KEEP_RAW_ABOVE:
-                stored.append((chunk, make(raw, size, data)))
+                stored.append((chunk, StoredChunk(Encoding.RAW, size, data)))
             else:
-                stored.append((chunk, make(zstd, size, memoryview(segment))))
+                stored.append((chunk, StoredChunk(Encoding.ZSTD, size, memoryview(segment))))
         return stored
 
 

@@ -67,7 +67,7 @@ class FollowerChunks:
         try:
             ids = unpack_ids(body)
             block = gather(self._reader, ids, 0, verify=False, skip_missing=False)
-            rest = None if block.damaged else measure(self._reader, ids, block.stop)
+            rest = measure(self._reader, ids, block)
         except (FrameError, CacheError, OSError):
             return None
         if rest is None:
