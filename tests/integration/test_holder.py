@@ -304,6 +304,11 @@ class TestSystemd:
             running.stop()
             running.close()
 
+    @pytest.mark.fault(
+        "holder: systemd's descriptor store instead",
+        done="a new daemon, with what the store gives it",
+        promised="it finds its descriptor by name",
+    )
     def test_what_it_kept_comes_back_by_name(self, tmp_path: Path) -> None:
         """Descriptors 3, 4, ... in the order of $LISTEN_FDNAMES."""
         script = (

@@ -66,6 +66,11 @@ def test_a_cut_body_shows(answer: list[StoredChunk | None], missing: int) -> Non
     assert reader.pending == len(data) - len(body(found))
 
 
+@pytest.mark.fault(
+    "hostile input: chunk frames",
+    done="random bytes in random pieces as an answer with chunks",
+    promised="frames or refused; never more is held than one frame can be",
+)
 @given(st.lists(st.binary(max_size=60), max_size=8))
 def test_hostile_bytes_raise_only_frame_errors(pieces: list[bytes]) -> None:
     """And no piece makes the reader buffer more than one frame can be."""

@@ -140,6 +140,11 @@ def test_damaged_bytes_are_refused(data: bytes) -> None:
         ChunkMap.open(data)
 
 
+@pytest.mark.fault(
+    "hostile input: chunk maps",
+    done="bytes changed",
+    promised="read or refused",
+)
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, len(PACKED) - 1), st.integers(0, 255)), min_size=1, max_size=6))
 def test_hostile_bytes_raise_index_format_error_and_nothing_else(changes: list[tuple[int, int]]) -> None:

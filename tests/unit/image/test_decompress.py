@@ -123,6 +123,11 @@ def test_small_members_become_large_pieces() -> None:
     assert len(list(decompress([BLOBS["gzip-tiny-members"]]))) == 1
 
 
+@pytest.mark.fault(
+    "hostile input: compressed layers",
+    done="random bytes, with and without the magic of gzip and zstd",
+    promised="read, or refused with the reason",
+)
 @given(st.binary(max_size=300), st.sampled_from([b"", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"]))
 def test_arbitrary_bytes_raise_nothing_else(data: bytes, magic: bytes) -> None:
     with suppress(LayerFormatError):

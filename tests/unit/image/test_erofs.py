@@ -239,6 +239,11 @@ def checked(image: bytearray) -> bytes:
     return bytes(image)
 
 
+@pytest.mark.fault(
+    "hostile input: bootstraps",
+    done="bytes changed, also with a checksum that fits",
+    promised="read within a bound, or refused",
+)
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, 2**32), st.integers(0, 255)), min_size=1, max_size=8), st.booleans())
 def test_hostile_bytes_raise_index_format_error_and_nothing_else(

@@ -285,6 +285,11 @@ def test_random_trees_are_indexed_as_written(tree: list[tuple[str, bytes, bytes]
     assert [(e.path, types[e.type], kept.content(e), e.link) for e in content.entries] == expected
 
 
+@pytest.mark.fault(
+    "hostile input: tar layers",
+    done="random layers with bytes changed",
+    promised="read or refused with the reason",
+)
 @given(trees, st.data())
 def test_mutated_layers_raise_image_errors_only(tree: list[tuple[str, bytes, bytes]], data: st.DataObject) -> None:
     tar = bytearray(b"".join(member(path.encode()[:100], content, flag) for path, flag, content in tree) + END)

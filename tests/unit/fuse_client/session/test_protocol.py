@@ -82,6 +82,11 @@ def test_what_is_no_request_says_whom_to_answer(data: bytes, unique: int) -> Non
     assert caught.value.unique == unique
 
 
+@pytest.mark.fault(
+    "hostile input: FUSE requests",
+    done="random bytes",
+    promised="a request, or the declared error",
+)
 @given(st.binary(max_size=200))
 def test_any_bytes_give_a_request_or_the_declared_error(data: bytes) -> None:
     """No other exception leaves the parser."""

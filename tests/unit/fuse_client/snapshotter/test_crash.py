@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fakes.chains import FakeChains
+from harness.fault_rows import Seen
 from harness.snapshots import ServedSnapshotter
 
 from fastpull.cache.digest import Digest, chain_ids
@@ -116,9 +117,15 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
     yield steps
 
 
+@pytest.mark.fault(
+    "snapshotter: dies between any two steps",
+    done="at every step of Prepare, Commit, Remove and Cleanup, before and after each transaction; then a new start",
+    promised="the records fit together, the call can be repeated, a cleanup leaves nothing over",
+)
 @pytest.mark.parametrize(("name", "before", "call", "expected"), CALLS, ids=[call[0] for call in CALLS])
 def test_dying_at_any_step_is_harmless(
     tmp_path: Path,
+    seen: Seen,
     steps: Steps,
     name: str,
     before: Callable[[Snapshotter], None],
@@ -143,6 +150,7 @@ def test_dying_at_any_step_is_harmless(
                 pass
             else:
                 assert die_at > 1, f"{name} has no steps"
+                seen(f"{name} at {die_at - 1} steps")
                 return  # died at every step already
             finally:
                 steps.die_at = None

@@ -152,6 +152,11 @@ def test_an_absent_proxy_does_not_stop_a_pull(puller: Unpacker, chains: FakeChai
     assert puller.unpacked == chain_ids(IMAGE)
 
 
+@pytest.mark.fault(
+    "snapshotter: the proxy does not answer during a pull",
+    done="it takes the question and never says anything",
+    promised="the image is unpacked as always, within a bound",
+)
 def test_a_silent_proxy_does_not_stop_a_pull(
     tmp_path: Path, chains: FakeChains, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +308,11 @@ def test_an_unknown_chain_is_not_found(client: SnapshotsClient) -> None:
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.fault(
+    "hostile input: a chain that is not what its layers hash to",
+    done="the proxy names the layers of another",
+    promised="not believed",
+)
 def test_layers_that_do_not_hash_to_the_chain_are_not_believed(client: SnapshotsClient, chains: FakeChains) -> None:
     chain, other = chains.add(IMAGE[:1])[0], chains.add(IMAGE[1:2])[0]
     chains._states[chain] = chains._states[other]
@@ -366,6 +376,11 @@ def test_after_a_restart_mounts_wait_for_the_daemon_to_take_over(tmp_path: Path,
         assert top in chains.mounted()
 
 
+@pytest.mark.fault(
+    "snapshotter: directories and mounts that no record names",
+    done="left over by a crash, then a new start",
+    promised="removed, mounts first",
+)
 def test_leftovers_of_a_crash_are_removed_at_the_next_start(tmp_path: Path, chains: FakeChains) -> None:
     """Directories without a record, trash, and mounts of released chains: without a call of containerd's."""
     top = chains.add(IMAGE[:1])[-1]

@@ -38,6 +38,11 @@ def snapshotter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshotte
         assert_nothing_escaped(root)
 
 
+@pytest.mark.fault(
+    "hostile input: requests to the snapshotter",
+    done="random names, labels and field lists in every call",
+    promised="done or refused with a reason; nothing is made outside of its directories",
+)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=NAMES, parent=NAMES, name=NAMES, labels=LABELS, fields=st.lists(TEXT, max_size=3))
 def test_any_request_is_done_or_refused_with_a_reason(

@@ -35,6 +35,11 @@ def test_a_change_is_there_when_the_database_is_opened_again(tmp_path: Path) -> 
     assert loaded.released == {chain}
 
 
+@pytest.mark.fault(
+    "snapshotter: a record can not be understood",
+    done="its value in the database replaced",
+    promised="that snapshot is forgotten, the log says so, its files stay",
+)
 def test_a_damaged_record_costs_its_snapshot_not_its_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     database = Database.open(tmp_path, tables=TABLES, map_bytes=1 << 20)
     LmdbJournal(database).apply(Change(put=(snapshot(1, "kept"), snapshot(2, "lost"))))
