@@ -111,7 +111,8 @@ class LmdbChunkStore:
         # An index is one or two hundredths of the chunks; of single bytes, as large as the quota says it may be.
         index = ChunkIndex.open(path / "index", map_bytes=2 * quota_bytes + _GiB, marker=marker)
         try:
-            return cls(path, index, Segments(path, _segment_bytes(quota_bytes)), quota_bytes)
+            segments = Segments(path, _segment_bytes(quota_bytes), flushes_early=marker is None)
+            return cls(path, index, segments, quota_bytes)
         except BaseException:
             index.environment.close()
             raise

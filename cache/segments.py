@@ -13,6 +13,7 @@ from pathlib import Path
 from fastpull.cache.disk_space import punch
 from fastpull.cache.records import WHOLE_FILE
 from fastpull.cache.scratch import Scratch
+from fastpull.cache.write_back import start_writing
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +26,17 @@ _ONE_BYTE = bytearray(1)
 class Appender:
     """The end of a segment. The process that holds it is the only one that writes there (``flock``)."""
 
-    def __init__(self, number: int, descriptor: int, position: int) -> None:
+    def __init__(self, number: int, descriptor: int, position: int, *, flushes_early: bool) -> None:
+        """``flushes_early``: the disk begins to write each batch at once."""
         self.number = number
         self.position = position  # where the next chunk goes
+        self._flushes_early = flushes_early
         self.room = os.fstat(descriptor).st_size
         self._descriptor = descriptor
 
     def write(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Append all buffers. Raise ``OSError``; then nothing counts as written."""
+        begin = self.position
         for first in range(0, len(buffers), _IOV_MAX):
             part = buffers[first : first + _IOV_MAX]
             length = sum(map(len, part))
@@ -43,6 +47,8 @@ class Appender:
                     step = os.pwrite(self._descriptor, rest, self.position + length - len(rest))
                     rest = rest[step:]
             self.position += length
+        if self._flushes_early:
+            start_writing(self._descriptor, begin, self.position)
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -51,12 +57,14 @@ class Appender:
 class Segments:
     """The directory of segment files."""
 
-    def __init__(self, directory: Path, segment_bytes: int) -> None:
+    def __init__(self, directory: Path, segment_bytes: int, *, flushes_early: bool = False) -> None:
+        """``flushes_early``: for who will wait until what he wrote is on the disk."""
         self.segment_bytes = segment_bytes
         self.scratch = Scratch()
         self._directory = directory
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
+        self._flushes_early = flushes_early
         self._punches = True
         self._no_wait = os.RWF_NOWAIT
 
@@ -78,7 +86,7 @@ class Segments:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(descriptor, self.segment_bytes)
-            return Appender(number, descriptor, 0)
+            return Appender(number, descriptor, 0, flushes_early=self._flushes_early)
         except BaseException:
             os.close(descriptor)
             raise
@@ -94,7 +102,7 @@ class Segments:
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            appender = Appender(number, descriptor, end)
+            appender = Appender(number, descriptor, end, flushes_early=self._flushes_early)
             self._punch(descriptor, end, appender.room)
         except BlockingIOError:
             os.close(descriptor)

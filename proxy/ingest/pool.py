@@ -29,8 +29,8 @@ _MAX_COMPRESSORS = 4  # threads; more than this outrun the one thread that reads
 class LayerPool:
     """Ingests layers and builds chains in processes of its own. An async context manager; closing it ends them.
 
-    Work goes to the least busy worker. A worker that dies takes only its own requests with it, and the next
-    request starts another.
+    Work goes to the worker that has the least left to do. A worker that dies takes only its own requests with it, and
+    the next request starts another.
     """
 
     def __init__(self, settings: ProxySettings, store_path: Path, *, idle_seconds: float = _IDLE_SECONDS) -> None:
@@ -117,7 +117,7 @@ class LayerPool:
         """The worker to ask next. Ask it without another ``await``, or two requests find it idle."""
         async with self._starting:
             self._workers = [worker for worker in self._workers if worker.is_alive]
-            worker = min(self._workers, key=lambda worker: worker.load, default=None)
+            worker = min(self._workers, key=lambda worker: worker.backlog, default=None)
             if worker is None or (worker.load and len(self._workers) < self._max_workers):
                 worker = await WorkerProcess.start(self._setup, self._tasks, stall_seconds=self._stall_seconds)
                 self._workers.append(worker)

@@ -55,6 +55,11 @@ class Call:
         self._moved_at = asyncio.get_running_loop().time()
         self._tell(consumed)
 
+    @property
+    def remaining_bytes(self) -> int:
+        """What the worker still has to read; a layer's time grows with it."""
+        return self._total - self._consumed
+
     def stands_still(self, seconds: float) -> bool:
         """Whether the worker has had something to do for so long, and got nowhere."""
         waits_for_bytes = self._consumed >= self._available < self._total
@@ -105,6 +110,11 @@ class WorkerProcess:
     def load(self) -> int:
         """Requests under way."""
         return len(self._calls)
+
+    @property
+    def backlog(self) -> tuple[int, int]:
+        """Bytes that it still has to read for them, and the load: of two workers, the smaller one is free earlier."""
+        return sum(call.remaining_bytes for call in self._calls.values()), self.load
 
     def call(self, request: Callable[[int], Message], progress: Callable[[int], None], *, total_bytes: int = 0) -> Call:
         """Send the request that ``request`` makes of an id. ``finish`` must follow.

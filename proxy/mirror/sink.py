@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+from fastpull.cache.write_back import start_writing
+
 _PENDING_BYTES = 2 * 2**20  # kept in memory per stream; then the stream waits for the disk
 _IOV = 512
 
@@ -90,7 +92,7 @@ class Sink:
 
 
 def _write_all(fd: int, position: int, batch: list[bytes | memoryview]) -> int:
-    """Write the buffers one behind the other; return how many bytes that were."""
+    """Write the buffers one behind the other, and have the disk begin with them; return how many bytes that were."""
     total = sum(map(len, batch))
     done = 0
     pending = [memoryview(data) for data in batch]
@@ -102,4 +104,5 @@ def _write_all(fd: int, position: int, batch: list[bytes | memoryview]) -> int:
         if pending and written:
             pending[0] = pending[0][written:]
     assert done == total
+    start_writing(fd, position, position + total)
     return done

@@ -147,6 +147,27 @@ async def test_layers_run_side_by_side(pool: LayerPool, tasks: Tasks, tmp_path: 
     assert LayerIndex.from_bytes(await waiting).tar_bytes == len(TAR)
 
 
+async def test_work_goes_to_the_worker_that_has_less_left(pool: LayerPool, tasks: Tasks, tmp_path: Path) -> None:
+    """However many layers that is: two large ones of an image do not share a process while another has small ones."""
+    large = Stalled(job(tmp_path, member(b"large", os.urandom(1 << 20)) + END))
+    small = [Stalled(job(tmp_path, member(b"small%d" % n, os.urandom(9000)) + END)) for n in range(2)]
+    calls = []
+    for stalled in (large, *small):
+        calls.append(
+            tasks.spawn(
+                pool.ingest(stalled.job, available=stalled.available, progress=stalled.progress), name="stalled"
+            )
+        )
+        await asyncio.wait_for(stalled.is_reached.wait(), TIMEOUT)
+    _, second = pool.pids
+    os.kill(second, signal.SIGKILL)
+    for call in calls[1:]:
+        with pytest.raises(WorkerDiedError):
+            await asyncio.wait_for(call, TIMEOUT)
+    large.goes_on.set()
+    assert await asyncio.wait_for(calls[0], TIMEOUT)
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
