@@ -24,7 +24,7 @@ class NodeCacheSettings(Settings, frozen=True, kw_only=True):
 class FetchSettings(Settings, frozen=True, kw_only=True):
     connections: int = 8  # HTTP/1.1 connections to the proxy
     batch_bytes: ByteSize = ByteSize(1 * MiB)
-    window_bytes: ByteSize = ByteSize(512 * 1024)  # neighbours fetched around a demand miss
+    window_bytes: ByteSize = ByteSize(2 * MiB)  # neighbours fetched around a demand miss, at most
     retry_seconds: float = 300.0  # then EIO for the read in question
     request_timeout_seconds: float = 30.0
 

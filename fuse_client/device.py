@@ -66,6 +66,9 @@ class LocalChunks(Protocol):
 class FetchesChunks(Protocol):
     """``Fetcher``, as far as a device needs it."""
 
+    @property
+    def window_bytes(self) -> int: ...
+
     async def get(
         self, chain: Digest, wants: Sequence[Want], window: Iterable[Want] = (), /
     ) -> tuple[Mapping[ChunkId, bytes], Waited]: ...
@@ -118,9 +121,12 @@ class ChainDevice:
         *,
         verify_always: bool = False,
         waits_for_disk: bool = False,
-        window_bytes: int = 512 * 1024,
+        window_bytes: int = 2 << 20,
     ) -> None:
-        """``waits_for_disk``: ``try_read`` does; for a process in which nobody else would have to wait."""
+        """``waits_for_disk``: ``try_read`` does; for a process in which nobody else would have to wait.
+
+        ``window_bytes``: of neighbours taken along with a miss, at most; see ``fetch/window.py``.
+        """
         self.chain = chain
         self.map = chunk_map
         self.size = -(-chunk_map.device_bytes // BLOCK) * BLOCK  # what the session asks of every file
@@ -336,8 +342,9 @@ class ChainDevice:
         """Absent neighbours in device order, where neighbours are files of one directory: three quarters of
         the window behind the miss, the nearest first, then one before it.
         """
-        after = self._neighbours(range(missing[-1].index + 1, len(self.map)), self.window_bytes * 3 // 4)
-        before = self._neighbours(range(missing[0].index - 1, -1, -1), self.window_bytes // 4)
+        size = min(self.window_bytes, self._fetcher.window_bytes)
+        after = self._neighbours(range(missing[-1].index + 1, len(self.map)), size * 3 // 4)
+        before = self._neighbours(range(missing[0].index - 1, -1, -1), size // 4)
         wants = [*after, *before]
         there = self._store.has([want.chunk for want in wants])
         return (want for want, local in zip(wants, there, strict=True) if not local)

@@ -23,6 +23,7 @@ from fastpull.fuse_client.fetch.endpoints import Endpoints
 from fastpull.fuse_client.fetch.keeper import Keeper
 from fastpull.fuse_client.fetch.queue import Batch, FetchQueue, Lane, Want
 from fastpull.fuse_client.fetch.waited import Waited
+from fastpull.fuse_client.fetch.window import WindowSize
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class Fetcher:
         self._tasks = tasks
         self._threads = threads
         self._retry_seconds = retry_seconds
+        self._window = WindowSize()
         self._reads: dict[ChunkId, list[_Read]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._room = asyncio.Event()
@@ -85,6 +87,11 @@ class Fetcher:
         keeper.on_room = self._pump
 
     # -- reading -------------------------------------------------------------------------------------
+
+    @property
+    def window_bytes(self) -> int:
+        """How much is worth taking along with what a reader waits for."""
+        return self._window.bytes
 
     async def get(
         self, chain: Digest, wants: Sequence[Want], window: Iterable[Want] = ()
@@ -205,11 +212,18 @@ class Fetcher:
     async def _receive(self, batch: Batch, attempt: int) -> None:
         """Decode and deliver while the rest is still on the wire."""
         decoding: set[asyncio.Task[None]] = set()
+        first = last = 0.0
+        size = 0  # of what came after the first group
         try:
             async with contextlib.aclosing(self._source.chunks(batch.chain, batch.chunks, attempt)) as groups:
                 async for group in groups:
-                    work = self._deliver(batch, group, time.monotonic())
+                    last = time.monotonic()
+                    if first:
+                        size += sum(stored.size for _, stored in group if stored)
+                    first = first or last
+                    work = self._deliver(batch, group, last)
                     decoding.add(self._tasks.spawn(work, name="decode chunks"))
+            self._window.received(size, last - first, len(self._queue.batches))
         finally:
             if decoding:
                 await asyncio.wait(decoding)

@@ -91,6 +91,8 @@ class ChainContent:
 class _NoFetcher:
     """The device is only asked for what is local."""
 
+    window_bytes = 0
+
     async def get(
         self, _chain: Digest, _wants: Sequence[Want], _window: Iterable[Want] = (), /
     ) -> tuple[Mapping[ChunkId, bytes], Waited]:

@@ -56,6 +56,7 @@ class FakeFetcher:
 
     def __init__(self, contents: Mapping[ChunkId, bytes]) -> None:
         self.contents = contents
+        self.window_bytes = 1 << 30
         self.wanted: list[ChunkId] = []
         self.window: list[ChunkId] = []
 
