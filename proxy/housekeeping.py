@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from fastpull.cache.errors import CacheError
+from fastpull.cache.resident import return_freed_memory
 from fastpull.cache.store import ChunkStore
 from fastpull.cache.writer import Writer
 from fastpull.proxy import metrics
@@ -33,6 +34,7 @@ def tidy(store: ChunkStore, recently_served: RecentlyServed) -> int:
     """One round; blocks. Return the bytes freed."""
     store.flush()
     store.release_resident()  # what was sent stays in the page cache, but is no memory of ours
+    return_freed_memory()
     stats = store.stats()
     if stats.live_bytes <= stats.quota_bytes * _HIGH_WATER:
         return 0
