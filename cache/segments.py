@@ -27,7 +27,7 @@ class Appender:
     """The end of a segment. The process that holds it is the only one that writes there (``flock``)."""
 
     def __init__(self, number: int, descriptor: int, position: int, *, flushes_early: bool) -> None:
-        """``flushes_early``: the disk begins to write each batch at once."""
+        """``flushes_early``: the disk begins to write while more is appended."""
         self.number = number
         self.position = position  # where the next chunk goes
         self._flushes_early = flushes_early
