@@ -21,6 +21,7 @@ import msgspec
 from fastpull.cache.digest import Digest
 from fastpull.cache.errors import CacheError
 from fastpull.cache.lmdb_store import LmdbChunkStore
+from fastpull.cache.resident import return_freed_memory
 from fastpull.image.layer_index import LayerIndex
 from fastpull.image.limits import LayerLimits
 from fastpull.proxy.ingest.crew import StoppedError
@@ -115,6 +116,8 @@ class Worker:
                 if not is_expected(exc):
                     log.exception("request %d failed", request)
                 self._send(describe(request, exc))
+            if not self._layers:
+                return_freed_memory()  # there may be no work for a minute, or never again
 
         threading.Thread(target=run, name=f"request-{request}", daemon=True).start()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +18,12 @@ from harness.waiting import until
 pytestmark = [pytest.mark.root, pytest.mark.containerd, pytest.mark.slow]
 
 MAX_ENTRIES = 200  # of a layer, for this file's proxy: what has more can not be served lazily
+STALL_SECONDS = 5.0
 
 
 @pytest.fixture(scope="module")
 def stack(module_lab: Path, registry: Registry, sandbox_image: str) -> Iterator[Stack]:
-    settings = f"[ingest]\nmax_entries = {MAX_ENTRIES}\n"
+    settings = f"[ingest]\nmax_entries = {MAX_ENTRIES}\nstall_seconds = {STALL_SECONDS}\n"
     with Stack(module_lab, registry=registry, sandbox_image=sandbox_image, proxy_settings=settings) as stack:
         yield stack
 
@@ -121,6 +124,35 @@ def test_an_image_that_can_not_be_served_is_unpacked_by_containerd(stack: Stack,
     container = stack.cri.run_container(stack.cri.run_pod(), image, ["/tool", "sleep"])
     assert len(stack.cri.exec(container, ["/tool", "ls", "/many"]).stdout.split()) == MAX_ENTRIES + 1
     assert {layer.digest for layer in images.image(image).layers[1:]} <= stack.containerd.blobs()
+
+
+@pytest.mark.fault(
+    "containerd: an ingest worker hangs during a pull",
+    done="SIGSTOP of the proxy's worker processes, then the pull of an image that nobody has seen",
+    promised="after ingest.stall_seconds an ordinary pull; the next image is served lazily",
+)
+def test_a_pull_outlives_an_ingest_worker_that_hangs(stack: Stack, images: ImageMaker) -> None:
+    stack.proxy.warm(images.push(app(7)))  # so that there is a worker, and the next layer goes to it
+    for pid in ingest_workers(stack):
+        os.kill(pid, signal.SIGSTOP)
+    image, following = images.push(app(8)), images.push(app(9))
+
+    stack.cri.pull(image)
+    stack.cri.pull(following)
+
+    assert {layer.digest for layer in images.image(image).layers[1:]} <= stack.containerd.blobs()
+    container = stack.cri.run_container(stack.cri.run_pod(), image, ["/tool", "sleep"])
+    assert stack.cri.exec(container, ["/tool", "sum", "/app/big"]).stdout.strip() == fnv(content(8, 1_000_000))
+    assert {layer.digest for layer in images.image(following).layers[1:]}.isdisjoint(stack.containerd.blobs())
+
+
+def ingest_workers(stack: Stack) -> list[int]:
+    pids = [
+        int(pid)
+        for children in Path(f"/proc/{stack.proxy.process.pid}/task").glob("*/children")
+        for pid in children.read_text().split()
+    ]
+    return [pid for pid in pids if b"ingest.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def test_another_images_upper_layers_are_unpacked_on_a_lazy_base(stack: Stack, images: ImageMaker) -> None:
