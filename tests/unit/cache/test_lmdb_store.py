@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -489,7 +490,8 @@ def test_what_is_not_in_memory_is_read_ahead(tmp_path: Path) -> None:
     store.put_many(chunks)
     store.sync()
     asked = 0
-    for _ in range(20):  # the kernel forgets only what nobody else holds at the moment
+    for attempt in range(40):  # the kernel forgets only what nobody else holds at the moment
+        time.sleep(attempt / 100)
         for segment in tmp_path.glob("*.chunks"):
             with segment.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
