@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ PASSWORD = "open-sesame"
 # htpasswd line for the two above; docker-registry accepts bcrypt only.
 _HTPASSWD = "puller:$2y$05$IJ9wTJ3wjlLLiUkDFIs2VOnP9L.gpAFUdKV2D9hKQg2w9fuSnV6d6\n"
 
-_QUIET_SECONDS = 0.3
-_MOST_LOOKS = 20
 _REQUEST = re.compile(r'"(?P<method>[A-Z]+) (?P<path>/v2/\S*) HTTP/[0-9.]+" (?P<status>\d{3})')
 
 
@@ -92,17 +89,7 @@ class Registry:
         """The requests that come in during the block; the list is filled at its end."""
         before, seen = len(self.requests()), list[Request]()
         yield seen
-        seen += self._settled_requests()[before:]
-
-    def _settled_requests(self) -> list[Request]:
-        """The registry logs a request a moment after its client has the answer."""
-        requests = self.requests()
-        for _ in range(_MOST_LOOKS):
-            time.sleep(_QUIET_SECONDS)
-            earlier, requests = len(requests), self.requests()
-            if len(requests) == earlier:
-                break
-        return requests
+        seen += self.requests()[before:]
 
     def _settings(self, root: Path) -> str:
         settings = f"""\
