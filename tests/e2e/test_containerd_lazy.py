@@ -133,7 +133,7 @@ def test_an_image_that_can_not_be_served_is_unpacked_by_containerd(stack: Stack,
 )
 def test_a_pull_outlives_an_ingest_worker_that_hangs(stack: Stack, images: ImageMaker) -> None:
     stack.proxy.warm(images.push(app(7)))  # so that there is a worker, and the next layer goes to it
-    for pid in ingest_workers(stack):
+    for pid in stack.proxy.process.children("ingest.worker"):
         os.kill(pid, signal.SIGSTOP)
     image, following = images.push(app(8)), images.push(app(9))
 
@@ -144,15 +144,6 @@ def test_a_pull_outlives_an_ingest_worker_that_hangs(stack: Stack, images: Image
     container = stack.cri.run_container(stack.cri.run_pod(), image, ["/tool", "sleep"])
     assert stack.cri.exec(container, ["/tool", "sum", "/app/big"]).stdout.strip() == fnv(content(8, 1_000_000))
     assert {layer.digest for layer in images.image(following).layers[1:]}.isdisjoint(stack.containerd.blobs())
-
-
-def ingest_workers(stack: Stack) -> list[int]:
-    pids = [
-        int(pid)
-        for children in Path(f"/proc/{stack.proxy.process.pid}/task").glob("*/children")
-        for pid in children.read_text().split()
-    ]
-    return [pid for pid in pids if b"ingest.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def test_another_images_upper_layers_are_unpacked_on_a_lazy_base(stack: Stack, images: ImageMaker) -> None:

@@ -34,6 +34,19 @@ class OwnedProcess:
     def is_running(self) -> bool:
         return self._child is not None and self._child.poll() is None
 
+    def children(self, module: str) -> list[int]:
+        """The pids of its own children whose command line names the Python module."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+                command = path.joinpath("cmdline").read_bytes()
+            except (OSError, IndexError):
+                continue
+            if parent == self.pid and module.encode() in command:
+                found.append(int(path.name))
+        return sorted(found)
+
     def start(self) -> Self:
         assert not self.is_running, f"{self.args[0]} runs already"
         self.log.parent.mkdir(parents=True, exist_ok=True)

@@ -42,17 +42,8 @@ def settings(url: str, workers: int, further: str = "", *, trigger: str = "on-wa
 
 
 def workers_of(proxy: Proxy) -> list[int]:
-    """The pids of the further processes: children of the first that run the follower's module."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-            command = path.joinpath("cmdline").read_bytes()
-        except (OSError, IndexError):
-            continue
-        if parent == proxy.process.pid and b"workers.follower" in command:
-            found.append(int(path.name))
-    return sorted(found)
+    """The pids of the further processes."""
+    return proxy.process.children("workers.follower")
 
 
 def is_gone(pid: int) -> bool:

@@ -100,6 +100,10 @@ class Stalled:
     def progress(self, _consumed: int) -> None:
         self.is_worked_on.set()
 
+    def spawn(self, pool: LayerPool, tasks: Tasks) -> asyncio.Task[bytes]:
+        call = pool.ingest(self.job, available=self.available, progress=self.progress)
+        return tasks.spawn(call, name="stalled")
+
 
 async def test_a_growing_blob_becomes_a_durable_index(pool: LayerPool, tmp_path: Path) -> None:
     layer = job(tmp_path)
@@ -133,9 +137,7 @@ async def test_chains_are_built_in_a_worker(pool: LayerPool, tmp_path: Path) -> 
 async def test_layers_run_side_by_side(pool: LayerPool, tasks: Tasks, tmp_path: Path) -> None:
     """One that waits for its download keeps nobody from working."""
     stalled = Stalled(job(tmp_path))
-    waiting = tasks.spawn(
-        pool.ingest(stalled.job, available=stalled.available, progress=stalled.progress), name="stalled"
-    )
+    waiting = stalled.spawn(pool, tasks)
     await asyncio.wait_for(stalled.is_reached.wait(), TIMEOUT)
     layers = [job(tmp_path, member(b"n%d" % n, b"x") + END) for n in range(6)]
     indexes = await asyncio.gather(
@@ -153,11 +155,7 @@ async def test_work_goes_to_the_worker_that_has_less_left(pool: LayerPool, tasks
     small = [Stalled(job(tmp_path, member(b"small%d" % n, os.urandom(9000)) + END)) for n in range(2)]
     calls = []
     for stalled in (large, *small):
-        calls.append(
-            tasks.spawn(
-                pool.ingest(stalled.job, available=stalled.available, progress=stalled.progress), name="stalled"
-            )
-        )
+        calls.append(stalled.spawn(pool, tasks))
         await asyncio.wait_for(stalled.is_reached.wait(), TIMEOUT)
     _, second = pool.pids
     os.kill(second, signal.SIGKILL)
@@ -204,11 +202,7 @@ async def test_a_killed_worker_fails_its_own_layers_only(pool: LayerPool, tasks:
     calls = []
     pids = []
     for stalled in (first, second):
-        calls.append(
-            tasks.spawn(
-                pool.ingest(stalled.job, available=stalled.available, progress=stalled.progress), name="stalled"
-            )
-        )
+        calls.append(stalled.spawn(pool, tasks))
         await asyncio.wait_for(stalled.is_reached.wait(), TIMEOUT)
         pids += [pid for pid in pool.pids if pid not in pids]
     os.kill(pids[0], signal.SIGKILL)
@@ -230,9 +224,7 @@ async def test_a_worker_that_hangs_is_replaced(settings: ProxySettings, tasks: T
     settings = msgspec.structs.replace(settings, ingest=msgspec.structs.replace(settings.ingest, stall_seconds=1.0))
     async with LayerPool(settings, tmp_path / "store") as pool:
         stalled = Stalled(job(tmp_path))
-        call = tasks.spawn(
-            pool.ingest(stalled.job, available=stalled.available, progress=stalled.progress), name="stalled"
-        )
+        call = stalled.spawn(pool, tasks)
         await asyncio.wait_for(stalled.is_worked_on.wait(), TIMEOUT)
         (pid,) = pool.pids
         os.kill(pid, signal.SIGSTOP)
@@ -251,9 +243,7 @@ async def test_a_worker_that_waits_for_a_slow_download_does_not_hang(
     settings = msgspec.structs.replace(settings, ingest=msgspec.structs.replace(settings.ingest, stall_seconds=2.0))
     async with LayerPool(settings, tmp_path / "store") as pool:
         stalled = Stalled(job(tmp_path))
-        call = tasks.spawn(
-            pool.ingest(stalled.job, available=stalled.available, progress=stalled.progress), name="stalled"
-        )
+        call = stalled.spawn(pool, tasks)
         await asyncio.wait_for(stalled.is_worked_on.wait(), TIMEOUT)
         await asyncio.sleep(5)
         assert not call.done()
@@ -263,7 +253,7 @@ async def test_a_worker_that_waits_for_a_slow_download_does_not_hang(
 
 async def test_cancelling_ends_the_work_and_not_the_worker(pool: LayerPool, tasks: Tasks, tmp_path: Path) -> None:
     stalled = Stalled(job(tmp_path))
-    call = tasks.spawn(pool.ingest(stalled.job, available=stalled.available, progress=stalled.progress), name="stalled")
+    call = stalled.spawn(pool, tasks)
     await asyncio.wait_for(stalled.is_worked_on.wait(), TIMEOUT)
     (pid,) = pool.pids
     assert len(os.listdir(f"/proc/{pid}/task")) > 1
